@@ -6,6 +6,7 @@ A `Report` is data.  `str(report)` is plain text, `report.to_markdown()` is for 
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -175,13 +176,17 @@ class Report:
         yield self.summary()
 
     def __str__(self) -> str:
-        console = Console(width=140, no_color=True, record=True, quiet=True)
-        console.print(self)
-        return console.export_text()
+        page = io.StringIO()
+        Console(file=page, width=140, no_color=True).print(self)
+        return page.getvalue()
 
     def to_markdown(self) -> str:
         """The report as Markdown tables."""
-        lines = [f"### {self.model}, objective `{self.objective}`", "", "| executed in one forward | before | after |"]
+        lines = [
+            f"### {self.model}, objective `{self.objective}`",
+            "",
+            "| executed in one forward | before | after |",
+        ]
         lines += ["| --- | ---: | ---: |", *(f"| {a} | {b} | {c} |" for a, b, c in self.counts())]
         if self.merges:
             lines += ["", "| pass | before | after | n | first at |", "| --- | --- | --- | ---: | --- |"]

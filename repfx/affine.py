@@ -1,0 +1,181 @@
+"""The affine algebra: what a piece of a network computes, as one convolution in normal form.
+
+    y[o] = bias[o] + sum_k planes[o, k] (*) x~[reads[o, k]] + sum_i ones_i[o] (*) 1~
+
+`x~` is x extended beyond its border (by zeros unless `padding_mode` says otherwise), `1~` is a plane
+that is one inside the image and zero outside.  The last sum is the *border term*: a constant that was
+added before a zero-padded convolution.
+
+The *structure* (who reads whom, kernel sizes, strides, which border terms exist) is computed at once
+from integers; the *values* only when asked for.  So every decision is made without looking at weights.
+
+This file holds the type and the operations that always succeed.  `repfx.makers` builds maps,
+`repfx.serial` composes them, `repfx.parallel` adds and concatenates them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from repfx.incidence import Incidence, Ints
+from repfx.values import Values, evaluate, gathered, scattered
+
+ZEROS = "zeros"
+
+
+@dataclass(frozen=True)
+class Border:
+    """Window of one border term: tap t looks at `n stride + t - before` of the plane of ones.
+
+    A `free` axis is not looked at: along it the plane of ones has no border.
+    """
+
+    kernel: tuple[int, ...]
+    before: tuple[int, ...]
+    free: tuple[bool, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class AffineConv:
+    """One affine map between feature maps, in normal form.  Built by `repfx.makers`.
+
+    The output size on each axis is `(H + extent) // stride + 1`; tap t of output n reads input
+    position `n stride + t - before`.  No spatial axes (empty tuples): a Linear.
+    """
+
+    in_channels: int
+    incidence: Incidence
+    kernel: tuple[int, ...]
+    before: tuple[int, ...]
+    stride: tuple[int, ...]
+    extent: tuple[int, ...]
+    biased: bool
+    inputs: tuple[AffineConv, ...] = field(repr=False)
+    rule: Callable[[Sequence[Values]], Values] = field(repr=False)
+    borders: tuple[Border, ...] = ()
+    padding_mode: str = ZEROS
+    multiple: tuple[int, ...] = ()  # the input size is a multiple of this, or the original raises
+    selection: Ints | None = field(default=None, repr=False)  # pure copies: output o is input selection[o]
+    support: NDArray[np.bool_] = field(default_factory=lambda: np.ones((), bool), repr=False)  # taps in use
+
+    def __post_init__(self) -> None:
+        axes = len(self.kernel)
+        if not self.multiple:
+            object.__setattr__(self, "multiple", (1,) * axes)
+        if self.support.shape != self.kernel:
+            object.__setattr__(self, "support", np.ones(self.kernel, bool))
+        if not all(len(t) == axes for t in (self.before, self.stride, self.extent, self.multiple)):
+            raise AssertionError("one entry per spatial axis")
+
+    @property
+    def axes(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel)
+
+    @property
+    def out_channels(self) -> int:
+        """Number of output channels."""
+        return self.incidence.outputs
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        """Padding after the last position; negative crops."""
+        return tuple(e - b + k for e, b, k in zip(self.extent, self.before, self.kernel))
+
+    @property
+    def is_pointwise(self) -> bool:
+        """One tap, no stride, no padding: a per-pixel map."""
+        plain = zip(self.kernel, self.stride, self.before, self.extent)
+        return all(k == 1 and s == 1 and b == 0 and e == -1 for k, s, b, e in plain)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the output is the input, by structure."""
+        return (
+            self.selection is not None
+            and self.is_pointwise
+            and self.in_channels == self.out_channels
+            and np.array_equal(self.selection, np.arange(self.in_channels))
+        )
+
+    def values(self) -> Values:
+        """Evaluate the numbers: planes (O, K, *kernel), bias (O,), one tensor per border term."""
+        return evaluate(self)
+
+    def pads(self, axis: int) -> bool:
+        """Whether any tap can look beyond the border on this axis."""
+        return self.before[axis] > 0 or self.after[axis] > 0
+
+
+def take(map_: AffineConv, outputs: Ints) -> AffineConv:
+    """Only these output channels, in this order (a slice, a permutation, duplicates)."""
+    incidence = map_.incidence.take(outputs)
+
+    def rule(values: Sequence[Values]) -> Values:
+        (v,) = values
+        return Values(
+            gathered(v.planes, outputs)[:, : incidence.width],
+            gathered(v.bias, outputs),
+            tuple(gathered(one, outputs) for one in v.ones),
+        )
+
+    selection = None if map_.selection is None else map_.selection[outputs]
+    return replace(map_, incidence=incidence, inputs=(map_,), rule=rule, selection=selection)
+
+
+def scaled(map_: AffineConv, factor: float) -> AffineConv:
+    """factor * map."""
+
+    def rule(values: Sequence[Values]) -> Values:
+        (v,) = values
+        return Values(v.planes * factor, v.bias * factor, tuple(one * factor for one in v.ones))
+
+    return replace(map_, inputs=(map_,), rule=rule, selection=None)
+
+
+def restrict(map_: AffineConv, start: int, stop: int) -> AffineConv:
+    """The map seen by inputs start..stop alone, all others being zero; the constants are kept."""
+    incidence = map_.incidence.restricted(start, stop)
+    places = map_.incidence.places_after_restriction(start, stop)
+
+    def rule(values: Sequence[Values]) -> Values:
+        (v,) = values
+        return replace(v, planes=scattered(v.planes, places, incidence.width))
+
+    return replace(
+        map_, in_channels=stop - start, incidence=incidence, inputs=(map_,), rule=rule, selection=None
+    )
+
+
+def linear_part(map_: AffineConv) -> AffineConv:
+    """The map without its constants."""
+
+    def rule(values: Sequence[Values]) -> Values:
+        (v,) = values
+        return Values(v.planes, torch.zeros_like(v.bias))
+
+    return replace(map_, biased=False, borders=(), inputs=(map_,), rule=rule)
+
+
+def home(values: Sequence[Values]) -> torch.device:
+    """The device to compute on: copies and pads are made on the CPU and follow the weights."""
+    cpu = torch.device("cpu")
+    return next((v.planes.device for v in values if v.planes.device != cpu), cpu)
+
+
+def moved(values: Sequence[Values]) -> list[Values]:
+    """All values on one device."""
+    device = home(values)
+    return [
+        Values(v.planes.to(device), v.bias.to(device), tuple(o.to(device) for o in v.ones)) for v in values
+    ]
+
+
+def times(numbers: Sequence[int]) -> str:
+    """Sizes in words: 3x3; "1" where there is no axis."""
+    return "x".join(str(n) for n in numbers) or "1"

@@ -1,0 +1,153 @@
+"""An affine map becomes an `nn.Module`: the only place where folded weights are cast and stored.
+
+One form is written as one or more modules in a row (`gather`, the convolution, `order`).  Weights are
+computed in float64 and cast once; a value that leaves the range of the target dtype is an error that
+names the channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repfx.affine import ZEROS, AffineConv
+from repfx.decline import UserError
+from repfx.form import Form, Kind, form_of
+from repfx.incidence import Ints
+from repfx.modules import EXTENDED, PLAIN, BorderTerm, ChannelOrder, ScaleShift
+from repfx.values import Values
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the emitted weights look like: those of the modules they replace."""
+
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    requires_grad: bool = True
+    channels_last: bool = False
+
+
+def emit(map_: AffineConv, target: Target, path: str = "") -> list[tuple[str, nn.Module]]:
+    """Modules, in order of execution, each with a suffix for its name ("" for the main one).
+
+    Raises UserError where a weight overflows `target.dtype`.
+    """
+    form = form_of(map_)
+    dim = 1 if map_.axes else -1
+    if form.kind is Kind.IDENTITY:
+        return []
+    if form.kind is Kind.COPY:
+        assert form.gather is not None
+        return [("", ChannelOrder(_index(form.gather, target), dim))]
+    values = map_.values()
+    if form.kind is Kind.SCALE:
+        scale = _cast(values.planes.reshape(-1), target, path, "scale")
+        module: nn.Module = ScaleShift(scale, _cast(values.bias, target, path, "shift"), map_.axes)
+    else:
+        module = _convolution(map_, form, values, target, path)
+    for parameter in module.parameters():
+        parameter.requires_grad_(target.requires_grad)
+    row = [("", module.eval())]
+    if form.gather is not None:
+        row.insert(0, ("_gather", ChannelOrder(_index(form.gather, target), dim)))
+    if form.order is not None:
+        row.append(("_order", ChannelOrder(_index(form.order, target), dim)))
+    return row
+
+
+def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, path: str) -> nn.Module:
+    # rows of the emitted weight: convolution output j computes map output source[j]
+    source = np.arange(form.out_channels) if form.order is None else np.argsort(form.order)
+    weight = _grouped_weight(map_, form, values.planes, source)
+    bias = values.bias[torch.as_tensor(source, device=values.bias.device)]
+    if form.kind is Kind.LINEAR:
+        linear = nn.Linear(form.in_channels, form.out_channels, bias=form.biased, device="meta")
+        return _filled(linear, weight, bias, target, path)
+    borders = [
+        BorderTerm(
+            _cast(ones[torch.as_tensor(source, device=ones.device)], target, path, "border"),
+            border.before,
+            map_.stride,
+            border.free,
+        )
+        for border, ones in zip(map_.borders, values.ones)
+    ]
+    apart = form.padded_apart
+    arguments = dict(
+        in_channels=form.in_channels,
+        out_channels=form.out_channels,
+        kernel_size=form.kernel,
+        stride=form.stride,
+        padding=tuple(0 if apart else before for before, _ in form.pads),
+        dilation=form.dilation,
+        groups=form.groups,
+        bias=form.biased,
+        padding_mode=ZEROS if apart else form.padding_mode,
+        device="meta",
+    )
+    if not apart and not borders:
+        return _filled(PLAIN[map_.axes](**arguments), weight, bias, target, path)  # type: ignore[arg-type]
+    conv = EXTENDED[map_.axes](**arguments)  # type: ignore[arg-type]
+    conv._setup(form.pads if apart else (), form.padding_mode, borders)
+    return _filled(conv, weight, bias, target, path)
+
+
+def _grouped_weight(map_: AffineConv, form: Form, planes: Tensor, source: Ints) -> Tensor:
+    """Weight (O, C/groups, *kernel) from planes (O, K, *window), rows in emitted order."""
+    window = tuple(
+        slice(f, f + d * (k - 1) + 1, d) for f, d, k in zip(form.first, form.dilation, form.kernel)
+    )
+    planes = planes[(slice(None), slice(None), *window)]
+    rows = map_.incidence.rows[source]  # (O, K) input channels
+    if form.gather is not None:
+        rank = np.full(map_.in_channels, -1, dtype=np.int64)
+        rank[form.gather] = np.arange(len(form.gather))
+        if form.groups == form.out_channels and form.in_channels == form.out_channels:
+            local = np.zeros_like(rows)  # depthwise over gathered, possibly repeated, inputs
+        else:
+            local = rank[rows.clip(0)]
+    else:
+        local = rows.copy()
+    width = form.in_channels // form.groups
+    local = np.where(rows < 0, -1, local % width)
+    index = torch.as_tensor(source, device=planes.device)
+    chosen = planes[index]
+    if local.shape[1] == width and np.array_equal(local, np.broadcast_to(np.arange(width), local.shape)):
+        return chosen
+    out = chosen.new_zeros(len(source), width, *form.kernel)
+    where = torch.as_tensor(local, device=planes.device)
+    valid = where >= 0
+    row = torch.arange(len(source), device=planes.device)[:, None].expand_as(where)[valid]
+    return out.index_put((row, where[valid]), chosen[valid])
+
+
+def _filled(module: nn.Module, weight: Tensor, bias: Tensor, target: Target, path: str) -> nn.Module:
+    module.weight = nn.Parameter(_cast(weight, target, path, "weight"))
+    if module.bias is not None:
+        module.bias = nn.Parameter(_cast(bias, target, path, "bias"))
+    return module
+
+
+def _cast(values: Tensor, target: Target, path: str, what: str) -> Tensor:
+    out = values.detach().to(device=target.device, dtype=target.dtype)
+    if out.device.type != "meta" and target.dtype in (torch.float16, torch.bfloat16):
+        lost = torch.isinf(out) & torch.isfinite(values.to(out.device))
+        if bool(lost.any()):
+            channel = int(lost.nonzero()[0][0])
+            raise UserError(
+                f"{path}: the folded {what} of output channel {channel} is "
+                f"{float(values[channel].abs().max()):.3g} and overflows {target.dtype}; "
+                "convert the model to float32 before fusing"
+            )
+    if target.channels_last and out.dim() == 4:
+        return out.clone(memory_format=torch.channels_last)
+    return out.clone(memory_format=torch.contiguous_format)
+
+
+def _index(indices: Ints | Sequence[int], target: Target) -> Tensor:
+    return torch.as_tensor(np.asarray(indices), dtype=torch.int64).to(target.device)

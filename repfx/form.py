@@ -1,0 +1,193 @@
+"""The executed form of an affine map: which convolution, linear, copy or scale writes it.
+
+Groups, dilation and padding are *recovered* here from the structure of the map:
+
+    output = order(conv(gather(x)) + border)
+
+The groups are the blocks of channels that read each other.  Where the blocks do not lie in order,
+the inputs are gathered or the outputs put in order by an index; where they have no equal shape, the
+next coarser contiguous blocks are used.  Structure only; nothing here looks at weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import reduce
+from math import gcd, prod
+
+import numpy as np
+
+from repfx.affine import ZEROS, AffineConv, times
+from repfx.incidence import Ints
+
+
+class Kind(Enum):
+    """What executes the map."""
+
+    IDENTITY = "identity"
+    COPY = "copy"  # slice or index of channels
+    SCALE = "scale"  # per-channel scale and shift
+    CONV = "conv"
+    LINEAR = "linear"
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """One executed form.  `kernel`, `dilation`, `pads` have one entry per spatial axis."""
+
+    kind: Kind
+    in_channels: int
+    out_channels: int
+    groups: int = 1
+    kernel: tuple[int, ...] = ()  # taps, dilation not counted
+    first: tuple[int, ...] = ()  # position of the first tap in the map's window
+    dilation: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    pads: tuple[tuple[int, int], ...] = ()  # (before, after); negative crops
+    padding_mode: str = ZEROS
+    biased: bool = False
+    borders: int = 0
+    border_parameters: int = 0
+    gather: Ints | None = None  # inputs to read, in this order; None: all
+    order: Ints | None = None  # output o is convolution output order[o]; None: in order
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each output reads one input channel."""
+        return self.kind in (Kind.CONV, Kind.LINEAR) and self.groups == self.in_channels > 1
+
+    @property
+    def padded_apart(self) -> bool:
+        """Whether the padding is no symmetric, non-negative one that a convolution takes itself."""
+        return any(before != after or before < 0 for before, after in self.pads)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per output position."""
+        if self.kind not in (Kind.CONV, Kind.LINEAR):
+            return 0
+        return self.out_channels * (self.in_channels // self.groups) * prod(self.kernel)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the emitted module."""
+        bias = self.out_channels if self.biased else 0
+        scale = self.out_channels if self.kind is Kind.SCALE else 0
+        return self.macs + bias + scale + self.border_parameters
+
+    def __str__(self) -> str:
+        if self.kind in (Kind.IDENTITY, Kind.SCALE, Kind.COPY):
+            return f"{self.kind.value} of {self.out_channels} channels"
+        text = f"{self.kind.value} {self.in_channels}->{self.out_channels}"
+        if self.kernel:
+            text += f" {times(self.kernel)}"
+        if any(s != 1 for s in self.stride):
+            text += f" stride {times(self.stride)}"
+        if any(d != 1 for d in self.dilation):
+            text += f" dilation {times(self.dilation)}"
+        if self.groups > 1:
+            text += f" groups {self.groups}"
+        extras = [
+            ("gathered inputs", self.gather is not None),
+            ("explicit padding", self.padded_apart),
+            ("border term", bool(self.borders)),
+            ("channel order", self.order is not None),
+        ]
+        return " + ".join([text, *(name for name, present in extras if present)])
+
+
+def form_of(map_: AffineConv) -> Form:
+    """The cheapest executed form of a map."""
+    copied = _copy_form(map_)
+    if copied is not None:
+        return copied
+    depthwise_in_place = (
+        map_.in_channels == map_.out_channels
+        and map_.incidence.is_depthwise
+        and np.array_equal(map_.incidence.rows[:, 0], np.arange(map_.in_channels))
+    )
+    if map_.is_pointwise and depthwise_in_place and not map_.borders:
+        return Form(Kind.SCALE, map_.in_channels, map_.out_channels, biased=True)
+    gather, groups, order = _blocks(map_)
+    kernel, first, dilation = _taps(map_)
+    inputs = map_.in_channels if gather is None else len(gather)
+    last = [f + d * (k - 1) + 1 for f, d, k in zip(first, dilation, kernel)]
+    pads = tuple(
+        (b - f, e + end - b) for b, f, e, end in zip(map_.before, first, map_.extent, last)
+    )  # fmt: skip
+    return Form(
+        Kind.CONV if map_.axes else Kind.LINEAR,
+        inputs,
+        map_.out_channels,
+        groups=groups,
+        kernel=kernel,
+        first=first,
+        dilation=dilation,
+        stride=map_.stride,
+        pads=pads,
+        padding_mode=map_.padding_mode,
+        biased=map_.biased,
+        borders=len(map_.borders),
+        border_parameters=sum(map_.out_channels * prod(b.kernel) for b in map_.borders),
+        gather=gather,
+        order=order,
+    )
+
+
+def _copy_form(map_: AffineConv) -> Form | None:
+    if map_.selection is None or not map_.is_pointwise:
+        return None
+    kind = Kind.IDENTITY if map_.is_identity else Kind.COPY
+    gather = None if map_.is_identity else map_.selection
+    return Form(kind, map_.in_channels, map_.out_channels, gather=gather)
+
+
+def _blocks(map_: AffineConv) -> tuple[Ints | None, int, Ints | None]:
+    """(inputs to gather, groups, output order): see the module docstring."""
+    incidence, inputs, outputs = map_.incidence, map_.in_channels, map_.out_channels
+    if not map_.axes:
+        return None, 1, None  # a Linear has no groups
+    sizes = np.bincount(incidence.classes, minlength=len(incidence.sets))
+    flat = incidence.sets.reshape(-1)
+    disjoint = (incidence.sizes == incidence.width).all() and len(np.unique(flat)) == len(flat)
+    if disjoint and (sizes == sizes[0]).all():
+        gather = None if np.array_equal(flat, np.arange(inputs)) else flat
+        order = np.argsort(incidence.classes, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(outputs)
+        return gather, len(incidence.sets), None if np.array_equal(place, np.arange(outputs)) else place
+    if incidence.is_depthwise and (incidence.sizes == 1).all():
+        return incidence.rows[:, 0], outputs, None
+    reads = incidence.reads
+    used = inputs if len(reads) == 0 or len(reads) == inputs else len(reads)
+    rank = np.arange(inputs) if used == inputs else np.searchsorted(reads, np.arange(inputs))
+    for groups in _divisors(gcd(used, outputs)):
+        if _fits(map_, rank, used // groups, outputs // groups):
+            return None if used == inputs else reads, groups, None
+    raise AssertionError("one group always fits")
+
+
+def _fits(map_: AffineConv, rank: Ints, block_in: int, block_out: int) -> bool:
+    """Whether each block of outputs reads only its own block of inputs."""
+    rows = map_.incidence.rows
+    owner = np.arange(map_.out_channels)[:, None] // block_out
+    return bool(np.all((rows < 0) | (rank[rows.clip(0)] // block_in == owner)))
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(number, 0, -1) if number % d == 0]
+
+
+def _taps(map_: AffineConv) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """(taps, first tap, dilation) on each axis: the smallest regular grid that holds the support."""
+    kernel, first, dilation = [], [], []
+    for axis in range(map_.axes):
+        others = tuple(a for a in range(map_.axes) if a != axis)
+        places = np.flatnonzero(map_.support.any(axis=others))
+        start, end = (int(places[0]), int(places[-1])) if len(places) else (0, 0)
+        step = reduce(gcd, (int(p) - start for p in places[1:]), 0) or 1
+        first.append(start)
+        dilation.append(step)
+        kernel.append((end - start) // step + 1)
+    return tuple(kernel), tuple(first), tuple(dilation)

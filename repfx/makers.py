@@ -1,0 +1,184 @@
+"""Makers: the maps that single operations are.
+
+A convolution, a per-channel scale and shift, a copy of channels, constant padding, average pooling,
+PixelUnshuffle.  Weights are passed as functions and read only when values are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from repfx.affine import ZEROS, AffineConv, Border
+from repfx.incidence import Incidence, Ints
+from repfx.values import Values, dilated
+
+
+def from_conv(
+    weight: Callable[[], Tensor],
+    bias: Callable[[], Tensor] | None,
+    *,
+    shape: Sequence[int],
+    groups: int = 1,
+    stride: Sequence[int] = (),
+    before: Sequence[int] = (),
+    after: Sequence[int] = (),
+    dilation: Sequence[int] = (),
+    padding_mode: str = ZEROS,
+) -> AffineConv:
+    """A convolution (or, with no spatial axes, a Linear).
+
+    `shape` is the weight's: (O, C/groups, *kernel).  `weight` and `bias` are called only when values
+    are wanted.
+    """
+    outputs, width, *taps = shape
+    kernel = tuple(d * (k - 1) + 1 for k, d in zip(taps, dilation))
+
+    def rule(_: Sequence[Values]) -> Values:
+        planes = dilated(weight().double(), dilation, 2)
+        return Values(planes, planes.new_zeros(outputs) if bias is None else bias().double())
+
+    return AffineConv(
+        in_channels=width * groups,
+        incidence=Incidence.grouped(width * groups, outputs, groups),
+        kernel=kernel,
+        before=tuple(before),
+        stride=tuple(stride),
+        extent=tuple(b + a - k for b, a, k in zip(before, after, kernel)),
+        biased=bias is not None,
+        inputs=(),
+        rule=rule,
+        padding_mode=padding_mode if any(before) or any(after) else ZEROS,
+        support=_dilated_support(taps, dilation),
+    )
+
+
+def pointwise(
+    channels: int, axes: int, scale: Callable[[], Tensor] | None, shift: Callable[[], Tensor] | None
+) -> AffineConv:
+    """y = scale x + shift, per channel; each of shape (C,) or a scalar.  None: one, respectively zero."""
+
+    def rule(_: Sequence[Values]) -> Values:
+        given = scale or shift
+        device = torch.device("cpu") if given is None else given().device
+        ones = torch.ones(channels, dtype=torch.float64, device=device)
+        planes = ones if scale is None else ones * scale().double()
+        bias = torch.zeros_like(ones) if shift is None else torch.zeros_like(ones) + shift().double()
+        return Values(planes.reshape(channels, 1, *(1,) * axes), bias)
+
+    return _depthwise(channels, np.arange(channels), axes, rule, biased=shift is not None)
+
+
+def select(channels: int, indices: Ints, axes: int) -> AffineConv:
+    """Copy input channel `indices[o]` to output o: slices, permutations, duplicates, identity."""
+
+    def rule(_: Sequence[Values]) -> Values:
+        planes = torch.ones(len(indices), 1, *(1,) * axes, dtype=torch.float64)
+        return Values(planes, torch.zeros(len(indices), dtype=torch.float64))
+
+    return _depthwise(channels, indices, axes, rule, biased=False, selection=np.asarray(indices))
+
+
+def pad_constant(channels: int, before: Sequence[int], after: Sequence[int], value: float) -> AffineConv:
+    """Extend the image by a constant: zero padding, plus `value` where there is no image."""
+    axes = len(before)
+    biased = value != 0
+    border = Border((1,) * axes, tuple(before), (False,) * axes)
+
+    def rule(_: Sequence[Values]) -> Values:
+        planes = torch.ones(channels, 1, *(1,) * axes, dtype=torch.float64)
+        bias = torch.full((channels,), float(value), dtype=torch.float64)
+        return Values(planes, bias, (-planes[:, 0] * value,) if biased else ())
+
+    return AffineConv(
+        in_channels=channels,
+        incidence=Incidence.selecting(np.arange(channels)),
+        kernel=(1,) * axes,
+        before=tuple(before),
+        stride=(1,) * axes,
+        extent=tuple(b + a - 1 for b, a in zip(before, after)),
+        biased=biased,
+        inputs=(),
+        rule=rule,
+        borders=(border,) if biased else (),
+    )
+
+
+def pool_average(
+    channels: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], divisor: int | None
+) -> AffineConv:
+    """Average pooling whose divisor counts the padding: a depthwise convolution of equal taps."""
+    shape = (channels, 1, *kernel)
+    value = 1.0 / (divisor or prod(kernel))
+    return from_conv(
+        lambda: torch.full(shape, value, dtype=torch.float64),
+        None,
+        shape=shape,
+        groups=channels,
+        stride=stride,
+        before=padding,
+        after=padding,
+        dilation=(1,) * len(kernel),
+    )
+
+
+def pixel_unshuffle(channels: int, factor: int) -> AffineConv:
+    """PixelUnshuffle: output c r^2 + i r + j is input c at (r h + i, r w + j); sizes are multiples of r."""
+    r = factor
+    outputs = channels * r * r
+
+    def rule(_: Sequence[Values]) -> Values:
+        taps = torch.eye(r * r, dtype=torch.float64).reshape(r * r, 1, r, r)
+        return Values(taps.repeat(channels, 1, 1, 1), torch.zeros(outputs, dtype=torch.float64))
+
+    return AffineConv(
+        in_channels=channels,
+        incidence=Incidence.selecting(np.repeat(np.arange(channels), r * r)),
+        kernel=(r, r),
+        before=(0, 0),
+        stride=(r, r),
+        extent=(-r, -r),
+        biased=False,
+        inputs=(),
+        rule=rule,
+        multiple=(r, r),
+    )
+
+
+def identity(channels: int, axes: int) -> AffineConv:
+    """The identity on `channels` channels."""
+    return select(channels, np.arange(channels), axes)
+
+
+def _dilated_support(taps: Sequence[int], dilation: Sequence[int]) -> NDArray[np.bool_]:
+    support = np.zeros(tuple(d * (k - 1) + 1 for k, d in zip(taps, dilation)), bool)
+    support[tuple(slice(None, None, d) for d in dilation)] = True
+    return support
+
+
+def _depthwise(
+    channels: int,
+    indices: Ints,
+    axes: int,
+    rule: Callable[[Sequence[Values]], Values],
+    *,
+    biased: bool,
+    selection: Ints | None = None,
+) -> AffineConv:
+    return AffineConv(
+        in_channels=channels,
+        incidence=Incidence.selecting(np.asarray(indices)),
+        kernel=(1,) * axes,
+        before=(0,) * axes,
+        stride=(1,) * axes,
+        extent=(-1,) * axes,
+        biased=biased,
+        inputs=(),
+        rule=rule,
+        selection=selection,
+    )

@@ -1,0 +1,141 @@
+"""The few module types that a compiled graph holds beside PyTorch's own.
+
+They are plain `nn.Module`s with weights: they can be trained, exported, copied, pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelOrder(nn.Module):
+    """y[:, o] = x[:, index[o]]: a permutation, slice or repetition of channels along `dim`."""
+
+    index: Tensor
+
+    def __init__(self, index: Tensor, dim: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("index", index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, ...) to (B, len(index), ...), or along the last axis where dim is -1."""
+        return torch.index_select(x, self.dim, self.index)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.index)}, dim={self.dim}"
+
+
+class ScaleShift(nn.Module):
+    """y = x * scale + shift, one value per channel along `dim`: what is left of a lone batch norm."""
+
+    def __init__(self, scale: Tensor, shift: Tensor, axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+        self.scale = nn.Parameter(scale)
+        self.shift = nn.Parameter(shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, *axes); with no axes, channels are last."""
+        shape = (-1, *(1,) * self.axes)
+        return x * self.scale.view(shape) + self.shift.view(shape)
+
+
+class BorderTerm(nn.Module):
+    """The map that a constant before a zero-padded convolution adds: sum_t weight[t] (*) 1~.
+
+    `1~` is one inside the image and zero outside.  The map depends on the input's size alone; along a
+    free axis it is constant and has size one, so adding it is a broadcast.
+    """
+
+    def __init__(
+        self, weight: Tensor, before: Sequence[int], stride: Sequence[int], free: Sequence[bool]
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)  # (O, *kernel)
+        self.before = tuple(before)
+        self.stride = tuple(stride)
+        self.free = tuple(free)
+        self._last: tuple[Any, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
+
+    def forward(self, inputs: Sequence[int], outputs: Sequence[int]) -> Tensor:
+        """Spatial sizes of the convolution's input and output, to the map (O, *sizes or 1)."""
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.weight.requires_grad):
+            return self._map(inputs, outputs)
+        weight = self.weight
+        key = (tuple(inputs), tuple(outputs), weight._version, weight.data_ptr(), weight.dtype, weight.device)
+        if self._last is None or self._last[0] != key:
+            self._last = (key, self._map(inputs, outputs))
+        return self._last[1]
+
+    def _map(self, inputs: Sequence[int], outputs: Sequence[int]) -> Tensor:
+        out = self.weight
+        for axis, free in enumerate(self.free):
+            if free:
+                continue
+            taps = torch.arange(out.shape[1 + axis], device=out.device)
+            places = torch.arange(outputs[axis], device=out.device)[:, None] * self.stride[axis]
+            places = places + (taps - self.before[axis])
+            inside = ((places >= 0) & (places < inputs[axis])).to(out.dtype)  # (size, kernel)
+            out = torch.matmul(out.transpose(1 + axis, -1), inside.t()).transpose(1 + axis, -1)
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, before={self.before}, stride={self.stride}, free={self.free}"
+
+
+class _Extended(nn.Module):
+    """A convolution with what torch's own lacks: one-sided padding or cropping, and border terms."""
+
+    pads: tuple[tuple[int, int], ...]
+    pad_mode: str
+    borders: nn.ModuleList
+
+    def _setup(self, pads: Sequence[tuple[int, int]], pad_mode: str, borders: Sequence[BorderTerm]) -> None:
+        self.pads = tuple(pads)
+        self.pad_mode = pad_mode
+        self.borders = nn.ModuleList(borders)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, *sizes) to (B, O, *sizes')."""
+        sizes = x.shape[2:]
+        if self.pads:
+            flat = [p for pair in reversed(self.pads) for p in pair]
+            x = F.pad(x, flat) if self.pad_mode == "zeros" else F.pad(x, flat, mode=self.pad_mode)
+        y = super().forward(x)
+        for border in self.borders:
+            y = y + border(sizes, y.shape[2:])
+        return y
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return f"{text}, pads={self.pads}" if self.pads else text
+
+
+class ExtendedConv1d(_Extended, nn.Conv1d):
+    """`nn.Conv1d` with one-sided padding and border terms."""
+
+
+class ExtendedConv2d(_Extended, nn.Conv2d):
+    """`nn.Conv2d` with one-sided padding and border terms."""
+
+
+class ExtendedConv3d(_Extended, nn.Conv3d):
+    """`nn.Conv3d` with one-sided padding and border terms."""
+
+
+EXTENDED: dict[int, type[_Extended]] = {1: ExtendedConv1d, 2: ExtendedConv2d, 3: ExtendedConv3d}
+PLAIN: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
+EMITTED = (ChannelOrder, ScaleShift, BorderTerm, _Extended)

@@ -1,0 +1,237 @@
+"""Maps one after the other: compose(outer, inner)(x) = outer(inner(x)).
+
+Stride s1 s2, pad p1 + s1 p2 per side, kernel (k2 - 1) s1 + k1; the merged kernel is the true
+convolution of the two.  Where the outer map zero-pads, it reads zeros beyond the inner map's output,
+while the merged kernel would read whatever the inner kernel sees there.  So it is exact iff, on every
+axis that is padded, no inner window evaluated outside the inner output touches the image.  The inner
+map's constants (bias, border terms) become border terms; where nothing is padded, they stay a bias.
+
+Source: docs/algebra.md, section "Serial".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import lcm
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from repfx.affine import ZEROS, AffineConv, Border, moved, times
+from repfx.decline import Decline, Reason
+from repfx.parallel import grown, united
+from repfx.values import Values, composed, dilated
+
+
+def compose(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:
+    """outer after inner, or why that is no single convolution."""
+    if outer.axes != inner.axes:
+        return Decline(Reason.NOT_EXACT, f"chains maps over {inner.axes} and {outer.axes} spatial axes")
+    if outer.in_channels != inner.out_channels:
+        fact = f"reads {outer.in_channels} channels where {inner.out_channels} are produced"
+        return Decline(Reason.NOT_EXACT, fact)
+    refused = _refusal(outer, inner)
+    if refused is not None:
+        return refused
+    terms = _constants(outer, inner)
+    if isinstance(terms, Decline):
+        return terms
+    bordered = [term for term in terms if not all(term.border.free)]
+    borders, members = united([[term.border] for term in bordered])
+    incidence = outer.incidence.after(inner.incidence)
+
+    def rule(values: Sequence[Values]) -> Values:
+        v2, v1 = moved(values)
+        planes = composed(v2.planes, outer.incidence, v1.planes, inner.incidence, incidence, inner.stride)
+        bias = v2.bias
+        for term in terms:
+            if all(term.border.free):
+                bias = bias + term.taps(v2, v1, outer, inner).reshape(-1)
+        taps = [term.taps(v2, v1, outer, inner) for term in bordered]
+        ones = []
+        for border, users in zip(borders, members):
+            ones.append(torch.stack([grown(taps[i], border, bordered[i].border) for i, _ in users]).sum(0))
+        return Values(planes, bias, tuple(ones))
+
+    copies = outer.is_pointwise and inner.is_pointwise
+    selection = None
+    if outer.selection is not None and inner.selection is not None and copies:
+        selection = inner.selection[outer.selection]
+    stride = inner.stride
+    return AffineConv(
+        in_channels=inner.in_channels,
+        incidence=incidence,
+        kernel=tuple((k2 - 1) * s + k1 for k2, s, k1 in zip(outer.kernel, stride, inner.kernel)),
+        before=tuple(b1 + s * b2 for b1, s, b2 in zip(inner.before, stride, outer.before)),
+        stride=tuple(s1 * s2 for s1, s2 in zip(stride, outer.stride)),
+        extent=tuple(e1 + s * (1 + e2) for e1, s, e2 in zip(inner.extent, stride, outer.extent)),
+        biased=outer.biased or inner.biased,
+        inputs=(outer, inner),
+        rule=rule,
+        borders=borders,
+        padding_mode=outer.padding_mode if outer.padding_mode != ZEROS else inner.padding_mode,
+        multiple=_multiple(outer, inner),
+        selection=selection,
+        support=_support(outer, inner),
+    )
+
+
+def _refusal(outer: AffineConv, inner: AffineConv) -> Decline | None:
+    if outer.padding_mode != ZEROS:
+        if inner.is_pointwise and not inner.borders:
+            return None
+        fact = (
+            f"{outer.padding_mode}-pads a map that is not per-pixel; its border would be extended differently"
+        )
+        return Decline(Reason.NOT_EXACT, fact)
+    if inner.padding_mode != ZEROS and any(outer.pads(i) for i in range(outer.axes)):
+        return Decline(Reason.NOT_EXACT, f"zero-pads the output of a {inner.padding_mode}-padded map")
+    for axis in range(outer.axes):
+        windows = [(inner.kernel[axis], inner.before[axis])]
+        windows += [(b.kernel[axis], b.before[axis]) for b in inner.borders if not b.free[axis]]
+        stride = inner.stride[axis]
+        first_outside = inner.extent[axis] - max(_remainders(inner, axis)) + stride  # minus H, at worst
+        for kernel, before in windows:
+            touches_before = outer.before[axis] > 0 and kernel - 1 - before >= stride
+            touches_after = outer.after[axis] > 0 and first_outside < before
+            if touches_before or touches_after:
+                return _on_the_frame(outer, inner, some=not touches_before and stride > 1)
+    return None
+
+
+def _on_the_frame(outer: AffineConv, inner: AffineConv, *, some: bool) -> Decline:
+    return Decline(
+        Reason.NOT_EXACT,
+        f"zero-pads a map that {'for some input sizes ' if some else ''}still sees the image there: "
+        f"{times(inner.kernel)} pad {times(inner.before)} then {times(outer.kernel)} pad {times(outer.before)} differ on the frame",
+        remedy="pad the first convolution fully and the second not at all",
+    )
+
+
+def _remainders(map_: AffineConv, axis: int) -> range:
+    """Possible values of (H + extent) mod stride on this axis."""
+    stride, extent = map_.stride[axis], map_.extent[axis]
+    if map_.multiple[axis] % stride == 0:
+        return range(extent % stride, extent % stride + 1)
+    return range(stride)
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One constant of the composition: a border term of the input's size, or (all free) a bias."""
+
+    border: Border
+    outer_index: int = -1  # it is this border term of the outer map, or
+    inner_index: int = -1  # this border term of the inner map (-1: its bias) seen through the outer planes
+    spread: tuple[int, ...] = ()  # distance of the outer taps on the input's grid
+    summed: tuple[bool, ...] = ()  # axes over which the outer taps are summed up
+
+    def taps(self, v2: Values, v1: Values, outer: AffineConv, inner: AffineConv) -> Tensor:
+        """The constant's taps, (O, *border.kernel)."""
+        if self.outer_index >= 0:
+            return dilated(v2.ones[self.outer_index], self.spread, 1)
+        source = v1.bias if self.inner_index < 0 else v1.ones[self.inner_index]
+        kernel = v2.planes
+        for axis, done in enumerate(self.summed):
+            if done:
+                kernel = kernel.sum(2 + axis, keepdim=True)
+        rows = outer.incidence.rows  # (O, K)
+        read = source[torch.as_tensor(rows.clip(0), device=source.device)]
+        if self.inner_index < 0:
+            read = read.reshape(*rows.shape, *(1 for _ in self.summed))
+        out = kernel.new_zeros(len(kernel), *self.border.kernel)
+        sizes = read.shape[2:]
+        for tap in np.ndindex(*kernel.shape[2:]):
+            weight = kernel[(..., *tap)].reshape(*rows.shape, *(1 for _ in sizes))
+            place = tuple(slice(t * s, t * s + k) for t, s, k in zip(tap, self.spread, sizes))
+            out[(slice(None), *place)] += (weight * read).sum(1)
+        return out
+
+
+def _constants(outer: AffineConv, inner: AffineConv) -> list[_Term] | Decline:
+    axes = range(outer.axes)
+    terms = []
+    for index, border in enumerate(outer.borders):
+        own = _on_input_grid(border, inner)
+        if isinstance(own, Decline):
+            return own
+        spread = tuple(1 if border.free[axis] else inner.stride[axis] for axis in axes)
+        terms.append(_Term(own, outer_index=index, spread=spread))
+    constants = list(enumerate(inner.borders))
+    if inner.biased:
+        nothing = Border((1,) * outer.axes, (0,) * outer.axes, (True,) * outer.axes)
+        constants.append((-1, nothing))
+    padded = [outer.padding_mode == ZEROS and outer.pads(axis) for axis in axes]
+    for index, constant in constants:
+        kernel, before = list(constant.kernel), list(constant.before)
+        free = [constant.free[axis] and not padded[axis] for axis in axes]
+        for axis in axes:
+            if free[axis]:
+                continue
+            if constant.free[axis]:
+                tap = _inside_tap(inner, axis)
+                if tap is None:
+                    return _resized()
+                before[axis] = -tap
+            kernel[axis] += (outer.kernel[axis] - 1) * inner.stride[axis]
+            before[axis] += inner.stride[axis] * outer.before[axis]
+        spread = tuple(1 if free[axis] else inner.stride[axis] for axis in axes)
+        border = Border(tuple(kernel), tuple(before), tuple(free))
+        terms.append(_Term(border, inner_index=index, spread=spread, summed=tuple(free)))
+    return terms
+
+
+def _on_input_grid(border: Border, inner: AffineConv) -> Border | Decline:
+    """A border term of the inner map's output size, on the grid of the inner map's input."""
+    kernel, before = list(border.kernel), list(border.before)
+    for axis, free in enumerate(border.free):
+        if free:
+            continue
+        tap = _inside_tap(inner, axis)
+        if tap is None:
+            return _resized()
+        stride = inner.stride[axis]
+        kernel[axis] = (border.kernel[axis] - 1) * stride + 1
+        before[axis] = border.before[axis] * stride - tap
+    return Border(tuple(kernel), tuple(before), border.free)
+
+
+def _resized() -> Decline:
+    return Decline(
+        Reason.NOT_EXACT,
+        "zero-pads a constant on a map that an earlier padding or an unpadded kernel has resized; "
+        "that is no border term of the input's size",
+    )
+
+
+def _inside_tap(inner: AffineConv, axis: int) -> int | None:
+    """Offset r such that q stride + r lies in the image exactly when q lies in inner's output."""
+    stride, extent = inner.stride[axis], inner.extent[axis]
+    rests = _remainders(inner, axis)
+    low = max(0, max(rests) - extent - stride)
+    high = min(stride - 1, min(rests) - extent - 1)
+    return low if low <= high else None
+
+
+def _multiple(outer: AffineConv, inner: AffineConv) -> tuple[int, ...]:
+    """What the input size must be a multiple of, where the middle size is H / stride exactly."""
+    merged = []
+    for axis, kept in enumerate(inner.multiple):
+        stride, extent = inner.stride[axis], inner.extent[axis]
+        divides = kept % stride == 0 and -stride <= extent < 0
+        merged.append(lcm(kept, stride * outer.multiple[axis]) if divides else kept)
+    return tuple(merged)
+
+
+def _support(outer: AffineConv, inner: AffineConv) -> NDArray[np.bool_]:
+    """Taps of the composition: all sums of an outer tap, spread by the stride, and an inner tap."""
+    out = np.zeros(
+        tuple((k2 - 1) * s + k1 for k2, s, k1 in zip(outer.kernel, inner.stride, inner.kernel)), bool
+    )
+    for tap in np.argwhere(outer.support):
+        place = tuple(slice(t * s, t * s + k) for t, s, k in zip(tap, inner.stride, inner.kernel))
+        out[place] |= inner.support
+    return out

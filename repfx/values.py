@@ -1,0 +1,205 @@
+"""The numbers behind an affine map, and the few kernel operations the algebra needs on them.
+
+Everything is float64 and made of torch operations on weights only, so gradients can flow through a
+fold.  `evaluate` runs a lazily built expression once per shared node, without recursion.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from repfx.incidence import Incidence, Ints
+
+
+@dataclass(frozen=True)
+class Values:
+    """planes (O, K, *kernel), bias (O,), one (O, *kernel_i) per border term; all float64."""
+
+    planes: Tensor
+    bias: Tensor
+    ones: tuple[Tensor, ...] = ()
+
+
+class Expression(Protocol):
+    """A node of the lazy evaluation: `rule` applied to the values of `inputs`."""
+
+    @property
+    def inputs(self) -> Sequence[Expression]: ...
+
+    @property
+    def rule(self) -> Callable[[Sequence[Values]], Values]: ...
+
+
+def evaluate(root: Expression) -> Values:
+    """Values of `root`; every shared input is computed once and dropped after its last use."""
+    remaining: dict[int, int] = {}
+    seen = {id(root)}
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        for child in node.inputs:
+            remaining[id(child)] = remaining.get(id(child), 0) + 1
+            if id(child) not in seen:
+                seen.add(id(child))
+                stack.append(child)
+    done: dict[int, Values] = {}
+    work: list[tuple[Expression, bool]] = [(root, False)]
+    while work:
+        node, ready = work.pop()
+        if id(node) in done:
+            continue
+        if not ready:
+            work.append((node, True))
+            work.extend((child, False) for child in node.inputs if id(child) not in done)
+            continue
+        done[id(node)] = node.rule([done[id(child)] for child in node.inputs])
+        for child in node.inputs:
+            remaining[id(child)] -= 1
+            if remaining[id(child)] == 0:
+                del done[id(child)]
+    return done[id(root)]
+
+
+def taps(kernel: Sequence[int]) -> Iterable[tuple[int, ...]]:
+    """All positions in a kernel."""
+    return itertools.product(*(range(k) for k in kernel))
+
+
+def dilated(kernel: Tensor, dilation: Sequence[int], lead: int) -> Tensor:
+    """Write dilation out: zeros between the taps of the trailing axes after `lead` leading ones."""
+    if all(d == 1 for d in dilation):
+        return kernel
+    shape = [d * (k - 1) + 1 for k, d in zip(kernel.shape[lead:], dilation)]
+    out = kernel.new_zeros(*kernel.shape[:lead], *shape)
+    out[(..., *(slice(None, None, d) for d in dilation))] = kernel
+    return out
+
+
+def shifted(kernel: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """Grow the trailing axes by zeros, `before` and `after` each axis."""
+    if not any(before) and not any(after):
+        return kernel
+    pads = [p for b, a in zip(reversed(before), reversed(after)) for p in (b, a)]
+    return F.pad(kernel, pads)
+
+
+def gathered(planes: Tensor, rows: Ints) -> Tensor:
+    """Rows of a tensor by numpy index."""
+    return planes[torch.as_tensor(rows, device=planes.device)]
+
+
+def scattered(planes: Tensor, places: Ints, width: int) -> Tensor:
+    """Move plane (o, k) to (o, places[o, k]) of a wider tensor; -1 entries hold nothing."""
+    index = torch.as_tensor(places, device=planes.device)
+    out = planes.new_zeros(planes.shape[0], width, *planes.shape[2:])
+    valid = index >= 0
+    rows = torch.arange(planes.shape[0], device=planes.device)[:, None].expand_as(index)[valid]
+    return out.index_put((rows, index[valid]), planes[valid], accumulate=True)
+
+
+def mixed(outer: Tensor, inner: Tensor, stride: Sequence[int]) -> Tensor:
+    """Compose kernels: out[b,n,u] = sum_m outer[b,n,m] (*) inner[b,m,u], a true convolution.
+
+    outer (B, N, M, *k2), inner (B, M, U, *k1); out (B, N, U, *((k2 - 1) stride + k1)).
+    """
+    k2, k1 = outer.shape[3:], inner.shape[3:]
+    b, n, m = outer.shape[:3]
+    u = inner.shape[2]
+    shape = [(a - 1) * s + c for a, s, c in zip(k2, stride, k1)]
+    if all(k == 1 for k in k2):
+        return torch.bmm(outer.reshape(b, n, m), inner.reshape(b, m, -1)).reshape(b, n, u, *shape)
+    out = outer.new_zeros(b, n, u, *shape)
+    if _size(k2) <= _size(k1):
+        flat = inner.reshape(b, m, -1)
+        for tap in taps(k2):
+            part = torch.bmm(outer[(..., *tap)], flat).reshape(b, n, u, *k1)
+            out[(..., *(slice(t * s, t * s + k) for t, s, k in zip(tap, stride, k1)))] += part
+        return out
+    flat = outer.movedim(2, -1).reshape(b, -1, m)  # (B, N*k2, M)
+    for tap in taps(k1):
+        part = torch.bmm(flat, inner[(..., *tap)]).reshape(b, n, *k2, u).movedim(-1, 2)
+        out[(..., *(slice(t, t + (k - 1) * s + 1, s) for t, s, k in zip(tap, stride, k2)))] += part
+    return out
+
+
+def composed(
+    outer: Tensor, reads: Incidence, inner: Tensor, via: Incidence, out: Incidence, stride: Sequence[int]
+) -> Tensor:
+    """Planes of outer(inner(x)).
+
+    outer (O, K2, *k2) reads the middle channels by `reads`; inner (M, K1, *k1) reads the input by
+    `via`; `out` = reads.after(via).  Output classes of equal shape are computed in one batch.
+    """
+    if reads.width == 1 and all(k == 1 for k in outer.shape[2:]):
+        # one middle channel at one tap: a scaled copy
+        scale = outer.reshape(len(outer), 1, *(1 for _ in inner.shape[2:]))
+        return _spread(gathered(inner, reads.rows[:, 0]) * scale, out.width)
+    shape = [(a - 1) * s + c for a, s, c in zip(outer.shape[2:], stride, inner.shape[2:])]
+    result = outer.new_zeros(out.outputs, out.width, *shape)
+    for rows, middle, sources in _buckets(reads, via):
+        places = _places(via, middle, sources)
+        block = _block(inner, middle, places, sources.shape[1])
+        chosen = gathered(outer, rows.reshape(-1)).reshape(*rows.shape, *outer.shape[1:])[
+            :, :, : middle.shape[1]
+        ]
+        part = mixed(chosen, block, stride)  # (B, N, U, *shape)
+        index = torch.as_tensor(rows.reshape(-1), device=outer.device)
+        result[index, : sources.shape[1]] = part.reshape(-1, sources.shape[1], *shape)
+    return result
+
+
+def _buckets(reads: Incidence, via: Incidence) -> Iterable[tuple[Ints, Ints, Ints]]:
+    """Classes of outputs with alike shapes: rows (B, N), middle channels (B, M), inputs (B, U)."""
+    order = np.argsort(reads.classes, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(reads.classes, minlength=len(reads.sets)))[:-1])
+    groups: dict[tuple[int, int, int], list[tuple[Ints, Ints, Ints]]] = {}
+    for rows, row in zip(members, reads.sets):
+        middle = row[row >= 0]
+        sources = via.union(middle)
+        groups.setdefault((len(rows), len(middle), len(sources)), []).append((rows, middle, sources))
+    for (_, m, u), items in groups.items():
+        if m and u:
+            yield tuple(np.stack(column) for column in zip(*items))  # type: ignore[misc]
+
+
+def _places(via: Incidence, middle: Ints, sources: Ints) -> Ints:
+    """Position of each read of each middle channel among its batch's inputs: (B, M, K1), -1 padded."""
+    rows = via.rows[middle]  # (B, M, K1)
+    if sources.shape[1] == 1:
+        return np.where(rows >= 0, 0, -1)
+    places = np.empty_like(rows)
+    for i, row in enumerate(rows):
+        places[i] = np.where(row >= 0, np.searchsorted(sources[i], row), -1)
+    return places
+
+
+def _block(inner: Tensor, middle: Ints, places: Ints, width: int) -> Tensor:
+    """Inner planes as a dense (B, M, U, *k1) block."""
+    flat = gathered(inner, middle.reshape(-1))
+    spread = scattered(flat, places.reshape(-1, places.shape[-1]), width)
+    return spread.reshape(*middle.shape, width, *inner.shape[2:])
+
+
+def _spread(planes: Tensor, width: int) -> Tensor:
+    if planes.shape[1] == width:
+        return planes
+    if planes.shape[1] > width:
+        return planes[:, :width]
+    return torch.cat(
+        [planes, planes.new_zeros(planes.shape[0], width - planes.shape[1], *planes.shape[2:])], 1
+    )
+
+
+def _size(kernel: Sequence[int]) -> int:
+    size = 1
+    for k in kernel:
+        size *= k
+    return size
