@@ -34,6 +34,9 @@ def randomize(module: nn.Module, generator: torch.Generator) -> nn.Module:
         if getattr(part, "running_mean", None) is not None and part.running_var is not None:
             part.running_mean.copy_(_normal(part.running_mean, generator, 2.0) + 0.5)
             part.running_var.copy_(torch.exp(_uniform(part.running_var, generator, -2.5, 2.0)))
+            for name, buffer in part.named_buffers(recurse=False):
+                if name in ("weight", "bias"):  # a frozen batch norm keeps them as buffers
+                    buffer.copy_(_hostile(part, name, buffer, generator))
         for name, parameter in part.named_parameters(recurse=False):
             if id(parameter) in seen:
                 continue
@@ -131,9 +134,7 @@ def assert_same(original: nn.Module, fused: nn.Module, x: Tensor, tolerance: flo
     try:
         actual = outputs(fused, x)
     except Exception as error:
-        raise AssertionError(
-            f"fused model raises where the original runs, input {tuple(x.shape)}: {error}"
-        ) from error
+        raise AssertionError(f"fused model raises where the original runs, input {tuple(x.shape)}: {error}") from error
     assert len(actual) == len(expected), f"{len(actual)} outputs instead of {len(expected)}"
     for i, (e, a) in enumerate(zip(expected, actual)):
         assert a.shape == e.shape, f"output {i}: shape {tuple(a.shape)} instead of {tuple(e.shape)}"

@@ -50,9 +50,7 @@ class IdentityPlus1x1(nn.Module):
 class DiverseBranchBlock(nn.Module):
     """relu(kxk + 1x1 + (1x1, pad, kxk) + (1x1, pad, average)), a batch norm after every convolution."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int = 3, spelling: str = "assign"
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, spelling: str = "assign") -> None:
         super().__init__()
         self.origin = conv_bn(in_channels, out_channels, kernel)
         self.pointwise = conv_bn(in_channels, out_channels, 1)

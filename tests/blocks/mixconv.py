@@ -15,9 +15,7 @@ class MixConv(nn.Module):
     def __init__(self, channels: int, stride: int = 1, kernels: tuple[int, ...] = (3, 5, 7, 9)) -> None:
         super().__init__()
         part = channels // len(kernels)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(part, part, k, stride, k // 2, groups=part, bias=False) for k in kernels
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(part, part, k, stride, k // 2, groups=part, bias=False) for k in kernels)
         self.bn = nn.BatchNorm2d(channels)
         self.part = part
 

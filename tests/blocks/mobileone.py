@@ -24,9 +24,7 @@ class MobileOneBlock(nn.Module):
         act: bool = True,
     ) -> None:
         super().__init__()
-        branches = [
-            conv_bn(in_channels, out_channels, kernel, stride=stride, groups=groups) for _ in range(copies)
-        ]
+        branches = [conv_bn(in_channels, out_channels, kernel, stride=stride, groups=groups) for _ in range(copies)]
         self.branches = nn.ModuleList(branches)
         self.scale = None
         if kernel > 1:

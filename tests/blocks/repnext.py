@@ -47,12 +47,8 @@ class SmallMixer(nn.Module):
         strip = stride == 1
         self.stride = stride
         self.conv_3_3 = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels)
-        self.conv_3_w = nn.Conv2d(
-            channels, channels, (1, 3), (1, stride), (0, 1), groups=channels, bias=strip
-        )
-        self.conv_3_h = nn.Conv2d(
-            channels, channels, (3, 1), (stride, 1), (1, 0), groups=channels, bias=strip
-        )
+        self.conv_3_w = nn.Conv2d(channels, channels, (1, 3), (1, stride), (0, 1), groups=channels, bias=strip)
+        self.conv_3_h = nn.Conv2d(channels, channels, (3, 1), (stride, 1), (1, 0), groups=channels, bias=strip)
         self.conv_2_2 = nn.Conv2d(channels, channels, 2, stride, 1, dilation=2, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -95,9 +95,7 @@ ENTRIES = (
         lambda: RepViTDownsample(8, 12),
         8,
         {
-            "convolutions": Need(
-                7, "3 in the first block, 2 around each GELU; dw then 1x1 would be dense 3x3"
-            ),
+            "convolutions": Need(7, "3 in the first block, 2 around each GELU; dw then 1x1 would be dense 3x3"),
             "adds": Need(2, "two residuals, each around a GELU"),
         },
     ),

@@ -1,0 +1,104 @@
+"""One case: a network, its weights, an objective; and everything that must hold of the compiled network.
+
+Shared by the property tests and the fuzzer.  A `Finding` names what failed; `None` is a pass.
+"""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import repfx
+from repfx.cost import count_operations
+from tests import builders, hostile, specs
+
+OBJECTIVES = ("single-branch", "macs")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network to compile; `example` is the size of the example input, or None for none."""
+
+    network: specs.Network
+    weights: int = 0
+    objective: str = "single-branch"
+    example: tuple[int, int] | None = None
+    sizes: tuple[tuple[int, int], ...] = hostile.SIZES
+    verify: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What went wrong: a kind that survives shrinking, and the message."""
+
+    kind: str
+    message: str
+
+
+class VacuousError(Exception):
+    """The network accepts none of the sizes, or its results are not finite: nothing to compare."""
+
+
+def of_block(node: specs.Node, channels: int, weights: int, objective: str) -> Case:
+    """The case of a single block."""
+    return Case(specs.Network(channels, (node,)), weights, objective)
+
+
+def inputs(case: Case, original: nn.Module) -> list[Tensor]:
+    """A batch of probes for each size that the original accepts."""
+    generator = torch.Generator().manual_seed(case.weights + 1)
+    batches = [hostile.probes((case.network.channels, *size), generator) for size in case.sizes]
+    good = [x for x in batches if hostile.accepts(original, x)]
+    if not good:
+        raise VacuousError("no size is accepted")
+    if not all(bool(torch.isfinite(t).all()) for x in good for t in hostile.outputs(original, x)):
+        raise VacuousError("results that are not finite")
+    return good
+
+
+def examine(case: Case) -> Finding | None:
+    """Compile the case and look for anything that must not be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        original = hostile.prepared(builders.network(case.network), case.weights)
+        batches = inputs(case, original)
+        before = hostile.snapshot(original)
+        example = None
+        if case.example is not None:
+            example = (torch.zeros(2, case.network.channels, *case.example, dtype=torch.float64),)
+            if not hostile.accepts(original, example[0]):
+                example = (batches[0],)
+        try:
+            fused = repfx.reparameterize(original, example, objective=case.objective, verify=case.verify)
+        except Exception as error:
+            return Finding(f"compile {type(error).__name__}", traceback.format_exc(limit=-6))
+        try:
+            hostile.assert_untouched(original, before)
+            for x in batches:
+                hostile.assert_same(original, fused, x)
+        except AssertionError as error:
+            return Finding(_kind(str(error)), str(error))
+        return _costs(case, original, fused, batches[0])
+
+
+def _kind(message: str) -> str:
+    for word in ("raises", "shape", "changed", "relative error"):
+        if word in message:
+            return word
+    return "differs"
+
+
+def _costs(case: Case, original: nn.Module, fused: nn.Module, x: Tensor) -> Finding | None:
+    """No objective may leave more of what it minimises."""
+    old, new = count_operations(original, (x,)), count_operations(fused, (x,))
+    rows = [("batch norms", old.batch_norms, new.batch_norms)]
+    if case.objective == "single-branch":
+        rows += [("convolutions", old.convolutions, new.convolutions)]
+    if case.objective == "macs":
+        rows += [("macs", old.macs or 0, new.macs or 0)]
+    worse = [f"{name} {a} -> {b}" for name, a, b in rows if b > a]
+    return Finding("costs more", ", ".join(worse)) if worse else None
