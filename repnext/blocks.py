@@ -71,9 +71,7 @@ class ChunkConv(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         if channels % 4:
-            raise ValueError(
-                f"ChunkConv splits channels in four equal parts; {channels} is not a multiple of 4"
-            )
+            raise ValueError(f"ChunkConv splits channels in four equal parts; {channels} is not a multiple of 4")
         part = channels // 4
         self.conv_s = SmallKernels(part)
         self.conv_m = MediumKernels(part)

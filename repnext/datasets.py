@@ -22,9 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 Split = Literal["train", "test"]
 Batch = tuple[Tensor, Tensor]  # (N, C, H, W) uint8, (N,) int64
 
-FASHION_MNIST_DIRECTORY = Path(
-    "/usr/share/datasets/fashion-mnist"
-)  # of the Debian package dataset-fashion-mnist
+FASHION_MNIST_DIRECTORY = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -67,9 +65,7 @@ class Normalization:
         return (pixels - mean) / std
 
 
-NANO_NORMALIZATION = Normalization(
-    (NANO_SIZE, NANO_SIZE), (FASHION_MNIST_MEAN,) * 3, (FASHION_MNIST_STD,) * 3
-)
+NANO_NORMALIZATION = Normalization((NANO_SIZE, NANO_SIZE), (FASHION_MNIST_MEAN,) * 3, (FASHION_MNIST_STD,) * 3)
 
 
 class ImageSet(Dataset[Batch]):
@@ -128,14 +124,10 @@ class FolderSet:
         if not root.is_dir():
             raise DatasetError(f"{root} is not a folder; give one that holds one folder of images per class")
         framing = (
-            [transforms.RandomResizedCrop(size)]
-            if train
-            else [transforms.Resize(size), transforms.CenterCrop(size)]
+            [transforms.RandomResizedCrop(size)] if train else [transforms.Resize(size), transforms.CenterCrop(size)]
         )
         try:
-            self._images = datasets.ImageFolder(
-                str(root), transforms.Compose([*framing, transforms.PILToTensor()])
-            )
+            self._images = datasets.ImageFolder(str(root), transforms.Compose([*framing, transforms.PILToTensor()]))
         except FileNotFoundError as error:
             raise DatasetError(f"{root} holds no images in one folder per class") from error
         self.classes = tuple(self._images.classes)

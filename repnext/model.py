@@ -119,17 +119,13 @@ class RepNext(nn.Module):
                     [MetaNeXtBlock(channels, mlp_ratio, act_layer, token_mixer) for _ in range(blocks)],
                 )
             )
-            self.feature_info.append(
-                {"num_chs": channels, "reduction": 4 * 2**index, "module": f"stages.{index}"}
-            )
+            self.feature_info.append({"num_chs": channels, "reduction": 4 * 2**index, "module": f"stages.{index}"})
         self.stages = nn.Sequential(*stages)
         self.head_drop = nn.Dropout(drop_rate)
         self.global_pool = global_pool
         self.reset_classifier(num_classes, global_pool, distillation)
 
-    def reset_classifier(
-        self, num_classes: int, global_pool: str | None = None, distillation: bool = False
-    ) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, distillation: bool = False) -> None:
         """Replace the head by a fresh one of `num_classes` outputs (0: none), on the model's own device."""
         pooling = self.global_pool if global_pool is None else global_pool
         if pooling not in POOLINGS:

@@ -30,9 +30,7 @@ class ChunkConv(nn.Module):
     def __init__(self, channels: int, bias: bool = True) -> None:
         super().__init__()
         if channels % 4:
-            raise ValueError(
-                f"ChunkConv splits channels in four equal parts; {channels} is not a multiple of 4"
-            )
+            raise ValueError(f"ChunkConv splits channels in four equal parts; {channels} is not a multiple of 4")
         part = channels // 4
         self.conv_i = nn.Identity()
         self.conv_s = depthwise(part, (3, 3), bias=bias)
@@ -103,9 +101,7 @@ class MHSA(nn.Module):
         tokens = self.qkv(x).flatten(2).transpose(1, 2)  # (N, H*W, 3C)
         parts = torch.chunk(tokens, 3 * self.heads, dim=2)
         attended = [
-            functional.scaled_dot_product_attention(
-                parts[head], parts[self.heads + head], parts[2 * self.heads + head]
-            )
+            functional.scaled_dot_product_attention(parts[head], parts[self.heads + head], parts[2 * self.heads + head])
             for head in range(self.heads)
         ]
         mixed = torch.cat(attended, dim=2).transpose(1, 2).reshape(batch, channels, height, width)

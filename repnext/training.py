@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +71,8 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class TrainingResult:
+    """A run so far."""
+
     model: nn.Module  # in eval mode, on the configured device
     records: tuple[EpochRecord, ...]
 
@@ -79,10 +82,12 @@ def train(
     training: LabelledImages,
     test: LabelledImages,
     console: Console | None = None,
+    after_epoch: Callable[[TrainingResult], None] | None = None,
 ) -> TrainingResult:
     """Train a fresh `config.model` with as many classes as `training` has.
 
-    `console` shows progress; without one the run is silent.
+    `console` shows progress; without one the run is silent.  `after_epoch` is called with the run so far, to
+    save it for instance.
     """
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
@@ -136,13 +141,13 @@ def train(
             progress.remove_task(bar)
             if console is not None:
                 console.print(_line(record))
+            if after_epoch is not None:
+                after_epoch(TrainingResult(model, tuple(records)))
     return TrainingResult(model.eval(), tuple(records))
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, images: LabelledImages, normalization: Normalization, batch_size: int = 256
-) -> float:
+def evaluate(model: nn.Module, images: LabelledImages, normalization: Normalization, batch_size: int = 256) -> float:
     """Share of `images` whose label has the largest logit.  Leaves `model` in eval mode."""
     model.eval()
     device = next(model.parameters()).device
@@ -170,9 +175,7 @@ def model_normalization(model: nn.Module) -> Normalization:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """All parameters and buffers as safetensors, contiguous and on the CPU."""
-    tensors: dict[str, Tensor] = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
-    }
+    tensors: dict[str, Tensor] = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(path))
 
@@ -208,13 +211,9 @@ def open_dataset(name: str, split: Split, directory: Path | None, size: int) -> 
             return cifar(split, directory, 100)
         case "folder":
             names = ("train",) if split == "train" else ("test", "val")
-            root = next(
-                (directory / sub for sub in names if (directory / sub).is_dir()), directory / names[0]
-            )
+            root = next((directory / sub for sub in names if (directory / sub).is_dir()), directory / names[0])
             return FolderSet(root, size, train=split == "train")
-    raise DatasetError(
-        f"no dataset is called {name!r}; there are fashion-mnist, cifar10, cifar100 and folder"
-    )
+    raise DatasetError(f"no dataset is called {name!r}; there are fashion-mnist, cifar10, cifar100 and folder")
 
 
 def _line(record: EpochRecord) -> str:
@@ -232,9 +231,7 @@ def _progress(console: Console | None) -> Progress:
 def main(
     output: Annotated[Path, typer.Option(help="Weights to write, .safetensors; the log goes beside it.")],
     model: Annotated[str, typer.Option(help="Any timm model name.")] = "repnext_nano",
-    dataset: Annotated[
-        str, typer.Option(help="fashion-mnist, cifar10, cifar100 or folder.")
-    ] = "fashion-mnist",
+    dataset: Annotated[str, typer.Option(help="fashion-mnist, cifar10, cifar100 or folder.")] = "fashion-mnist",
     data: Annotated[Path | None, typer.Option(help="Folder that holds the dataset.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = TrainingConfig.epochs,
     batch_size: Annotated[int, typer.Option(min=2)] = TrainingConfig.batch_size,
@@ -244,7 +241,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = TrainingConfig.device,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")] = 0,
 ) -> None:
-    """Train a model from scratch and write its multi-branch weights and a log of every epoch."""
+    """Train a model from scratch; write its multi-branch weights and the log after every epoch."""
     console = Console()
     if threads:
         torch.set_num_threads(threads)
@@ -264,10 +261,13 @@ def main(
     except (DatasetError, UnknownModelError) as error:
         console.print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(1) from None
-    result = train(config, training, test, console)
-    save_weights(result.model, output)
     log = output.with_name(f"{output.stem}_training.csv")
-    save_log(result.records, log)
+
+    def save(so_far: TrainingResult) -> None:
+        save_weights(so_far.model, output)
+        save_log(so_far.records, log)
+
+    train(config, training, test, console, after_epoch=save)
     console.print(f"wrote {output} and {log}", markup=False)
 
 

@@ -52,19 +52,13 @@ default_cfgs = generate_default_cfgs(
     {
         "repnext_m0.dist_300e_in1k": _cfg("repnext_m0_distill_300e.pth"),
         "repnext_m0.star_300e_in1k": _cfg("repnext_m0_sz224_4xbs512_ep300.pth.tar", crop_pct=0.9),
-        "repnext_m0.star_dist_300e_in1k": _cfg(
-            "repnext_m0_sz224_4xbs256_ep300_distill.pth.tar", crop_pct=0.9
-        ),
+        "repnext_m0.star_dist_300e_in1k": _cfg("repnext_m0_sz224_4xbs256_ep300_distill.pth.tar", crop_pct=0.9),
         "repnext_m1.dist_300e_in1k": _cfg("repnext_m1_distill_300e.pth"),
         "repnext_m1.star_300e_in1k": _cfg("repnext_m1_sz224_4xbs512_ep300.pth.tar", crop_pct=0.9),
-        "repnext_m1.star_dist_300e_in1k": _cfg(
-            "repnext_m1_sz224_4xbs256_ep300_distill.pth.tar", crop_pct=0.9
-        ),
+        "repnext_m1.star_dist_300e_in1k": _cfg("repnext_m1_sz224_4xbs256_ep300_distill.pth.tar", crop_pct=0.9),
         "repnext_m2.dist_300e_in1k": _cfg("repnext_m2_distill_300e.pth"),
         "repnext_m2.star_300e_in1k": _cfg("repnext_m2_sz224_4xbs512_ep300.pth.tar", crop_pct=0.9),
-        "repnext_m2.star_dist_300e_in1k": _cfg(
-            "repnext_m2_sz224_4xbs256_ep300_distill.pth.tar", crop_pct=0.9
-        ),
+        "repnext_m2.star_dist_300e_in1k": _cfg("repnext_m2_sz224_4xbs256_ep300_distill.pth.tar", crop_pct=0.9),
         "repnext_m3.dist_300e_in1k": _cfg("repnext_m3_distill_300e.pth"),
         "repnext_m4.dist_300e_in1k": _cfg("repnext_m4_distill_300e.pth"),
         "repnext_m5.dist_300e_in1k": _cfg("repnext_m5_distill_300e.pth"),
