@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import repfx
+from repfx.compiler import OBJECTIVES
 from repfx.decline import UserError
 from repfx.files import whole_output
 from repfx.messages import first_line
@@ -91,9 +92,7 @@ class FusedRecord:
 MAX_ELEMENTS = 2**26  # of a recorded example input; 256 MiB of float32
 
 
-def load_checkpoint(
-    model: nn.Module, path: str | Path, *, key: str | None = None, trust: bool = False
-) -> Checkpoint:
+def load_checkpoint(model: nn.Module, path: str | Path, *, key: str | None = None, trust: bool = False) -> Checkpoint:
     """Load the file's tensors into `model` strictly and in place; return what was read.
 
     Common prefixes (`module.`, `_orig_mod.`, Lightning's `model.`) are dropped where that makes the
@@ -165,9 +164,7 @@ def read_fused_record(path: str | Path) -> FusedRecord:
     return FusedRecord.from_metadata(Path(path), open_safetensors(Path(path))[1])
 
 
-def load_fused(
-    model: nn.Module | str, path: str | Path, *, options: Mapping[str, object] | None = None
-) -> nn.Module:
+def load_fused(model: nn.Module | str, path: str | Path, *, options: Mapping[str, object] | None = None) -> nn.Module:
     """Rebuild a compiled module from its architecture and the file that `save_fused` wrote.
 
     `model` is the multi-branch module, whose own weights do not matter, or its name; a registry name
@@ -177,15 +174,13 @@ def load_fused(
     path = Path(path)
     tensors, metadata = open_safetensors(path)
     record = FusedRecord.from_metadata(path, metadata)
-    if record.objective not in repfx.OBJECTIVES:
+    if record.objective not in OBJECTIVES:
         raise UserError(f"{path}: was fused with objective {record.objective!r}, unknown to this repfx.")
     if isinstance(model, str):
         chosen = {**_recorded_classes(model, record, tensors), **(options or {})}
         model = build_model(model, options=chosen).module
     example = None if record.input_shape is None else (torch.zeros(record.input_shape),)
-    fused = repfx.reparameterize(
-        model, example, objective=record.objective, exclude=record.exclude, verify=False
-    )
+    fused = repfx.reparameterize(model, example, objective=record.objective, exclude=record.exclude, verify=False)
     floats = {value.dtype for value in tensors.values() if value.is_floating_point()}
     if len(floats) == 1:
         fused.to(floats.pop())

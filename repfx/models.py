@@ -23,6 +23,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from torch import nn
 
@@ -30,8 +31,7 @@ from repfx.decline import UserError
 from repfx.messages import first_line
 
 GRAMMAR = (
-    "repnext_m1, timm:NAME, torchvision:NAME, package.module:factory, path/to/file.py:factory "
-    "or path/to/model.pt2"
+    "repnext_m1, timm:NAME, torchvision:NAME, package.module:factory, path/to/file.py:factory or path/to/model.pt2"
 )
 
 CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
@@ -92,7 +92,7 @@ def _from_timm(spec: str, name: str, options: dict[str, object], pretrained: boo
     if not timm.is_model(name):
         raise UserError(_unknown(spec, name, timm.list_models()))
     try:
-        model = timm.create_model(name, pretrained=pretrained, **options)
+        model = timm.create_model(name, pretrained=pretrained, **cast("dict[str, Any]", options))
     except Exception as error:  # a registry's factories raise whatever they like
         raise UserError(_failed(spec, error, pretrained)) from error
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -106,9 +106,10 @@ def _from_torchvision(spec: str, name: str, options: dict[str, object], pretrain
     known = torchvision.models.list_models()
     if name not in known:
         raise UserError(_unknown(spec, name, known))
-    if not pretrained and "weights_backbone" in inspect.signature(
-        torchvision.models.get_model_builder(name)
-    ).parameters:
+    if (
+        not pretrained
+        and "weights_backbone" in inspect.signature(torchvision.models.get_model_builder(name)).parameters
+    ):
         options = {"weights_backbone": None, **options}
     if name in ("googlenet", "inception_v3") and not pretrained:
         options = {"init_weights": False, **options}

@@ -12,7 +12,7 @@ import argparse
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,9 +130,9 @@ def _read_pickle(path: Path, trust: bool) -> object:
         raise UserError(f"{path}: unpickling failed: {first_line(error)}.") from error
 
 
-def _harmless() -> list[object]:
+def _harmless() -> list[Callable[..., object] | tuple[Callable[..., object], str]]:
     """Types found in honest checkpoints that hold data only and run nothing when built."""
-    scalar = np.float64(0).__reduce__()[0]
+    scalar: Callable[..., object] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
     dtypes = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")]
     old_scalar = (scalar, "numpy.core.multiarray.scalar")  # its name before numpy 2
     return [argparse.Namespace, scalar, old_scalar, np.dtype, *dtypes]
