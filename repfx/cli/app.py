@@ -1,0 +1,113 @@
+"""The `repfx` program: its commands, and the border where errors become one sentence and a code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+import repfx
+from repfx.cli.explain import HELP as EXPLAIN_HELP
+from repfx.cli.explain import explain
+from repfx.cli.fuse import HELP as FUSE_HELP
+from repfx.cli.fuse import fuse
+from repfx.cli.load import HELP as LOAD_HELP
+from repfx.cli.load import load
+from repfx.cli.verify import HELP as VERIFY_HELP
+from repfx.cli.verify import verify
+from repfx.decline import UserError
+from repfx.messages import first_line
+
+OUR_BUG, USER_MISTAKE, INTERRUPTED = 1, 2, 130
+ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # click's own or typer's copy of it
+
+HELP = """Compute what a multi-branch network is, and write it back as the fewest convolutions.
+
+The result is exactly equal up to rounding, and measured to be.
+
+\b
+Start here:
+  repfx explain repnext_nano
+  repfx fuse repnext_nano --pretrained -o nano.mlpackage
+"""
+
+app = typer.Typer(
+    name="repfx",
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command, text in ((fuse, FUSE_HELP), (explain, EXPLAIN_HELP), (verify, VERIFY_HELP), (load, LOAD_HELP)):
+    app.command(help=text)(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"repfx {repfx.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the program and leave with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 not equal or our bug, 2 a user's mistake."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    signal.signal(signal.SIGTERM, _leave)  # so that half-written files are cleaned up
+    try:
+        return int(app(args=arguments, prog_name="repfx", standalone_mode=False) or 0)
+    except (UserError, ClickException) as error:
+        if debug:
+            traceback.print_exc()
+        sentence = _sentence(error)
+        if sentence:
+            _complain(sentence)
+        return USER_MISTAKE
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; nothing was written.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left; there is nobody to tell
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _complain(
+            f"internal error, our bug and not yours: {first_line(error)}; "
+            f"please report it{'' if debug else ' with the output of the same command and --debug'}."
+        )
+        return OUR_BUG
+
+
+def _sentence(error: Exception) -> str:
+    """One line; empty where no command was given, for then typer has shown the help."""
+    text = error.format_message() if isinstance(error, ClickException) else str(error)  # type: ignore[attr-defined]
+    line = " ".join(text.split())
+    return line if not line or line.endswith((".", "?", "!")) else f"{line}."
+
+
+def _complain(sentence: str) -> None:
+    print(f"repfx: {sentence}", file=sys.stderr)
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(143)
