@@ -75,7 +75,7 @@ def examine(case: Case) -> Finding | None:
         try:
             fused = repfx.reparameterize(original, example, objective=case.objective, verify=case.verify)
         except Exception as error:
-            return Finding(f"compile {type(error).__name__}", traceback.format_exc(limit=-6))
+            return Finding(f"compile {type(error).__name__} {str(error)[:40]}", traceback.format_exc(limit=-6))
         try:
             hostile.assert_untouched(original, before)
             for x in batches:

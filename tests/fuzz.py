@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -127,6 +128,7 @@ def run(minutes: float, seed: int, out: Path, limit: int) -> int:
     stop = time.monotonic() + 60 * minutes
     tally: Counter[str] = Counter()
     known: set[str] = set()
+    kinds: Counter[str] = Counter()
     for case in cases(seed):
         if time.monotonic() > stop or len(known) >= limit:
             break
@@ -140,6 +142,9 @@ def run(minutes: float, seed: int, out: Path, limit: int) -> int:
         if finding is None:
             continue
         tally["failures"] += 1
+        kinds[finding.kind] += 1
+        if finding.kind.startswith("compile") and kinds[finding.kind] > 1:
+            continue  # one reproducer per exception is enough
         small = shrink(case, finding.kind)
         final = outcome(small) or finding
         text = reproducer(small, final)
@@ -148,7 +153,8 @@ def run(minutes: float, seed: int, out: Path, limit: int) -> int:
             continue
         known.add(shape)
         out.mkdir(parents=True, exist_ok=True)
-        path = out / f"fuzz_{seed}_{len(known):02d}_{final.kind.replace(' ', '_')}.py"
+        name = "_".join(re.findall(r"[A-Za-z]+", final.kind)[:5])
+        path = out / f"fuzz_{seed}_{len(known):02d}_{name}.py"
         path.write_text(text)
         print(f"FOUND {path}: {final.kind}: {final.message.strip().splitlines()[-1]}", flush=True)
     print(", ".join(f"{count} {name}" for name, count in sorted(tally.items())))
