@@ -147,9 +147,7 @@ def restrict(map_: AffineConv, start: int, stop: int) -> AffineConv:
         (v,) = values
         return replace(v, planes=scattered(v.planes, places, incidence.width))
 
-    return replace(
-        map_, in_channels=stop - start, incidence=incidence, inputs=(map_,), rule=rule, selection=None
-    )
+    return replace(map_, in_channels=stop - start, incidence=incidence, inputs=(map_,), rule=rule, selection=None)
 
 
 def linear_part(map_: AffineConv) -> AffineConv:
@@ -171,9 +169,7 @@ def home(values: Sequence[Values]) -> torch.device:
 def moved(values: Sequence[Values]) -> list[Values]:
     """All values on one device."""
     device = home(values)
-    return [
-        Values(v.planes.to(device), v.bias.to(device), tuple(o.to(device) for o in v.ones)) for v in values
-    ]
+    return [Values(v.planes.to(device), v.bias.to(device), tuple(o.to(device) for o in v.ones)) for v in values]
 
 
 def times(numbers: Sequence[int]) -> str:

@@ -21,6 +21,7 @@ class Reason(Enum):
     UNTRACED = "untraced"  # torch.fx could not trace the code
     EXCLUDED = "excluded"  # the user said so
     OVERFLOW = "overflow"  # the folded weight does not fit the model's dtype
+    VERIFICATION = "verification failed"  # our bug: the probes disagree, so nothing was changed
 
 
 @dataclass(frozen=True)

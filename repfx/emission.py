@@ -8,7 +8,7 @@ names the channel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class Target:
     """What the emitted weights look like: those of the modules they replace."""
 
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     requires_grad: bool = True
     channels_last: bool = False
 
@@ -78,18 +78,18 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
         for border, ones in zip(map_.borders, values.ones)
     ]
     apart = form.padded_apart
-    arguments = dict(
-        in_channels=form.in_channels,
-        out_channels=form.out_channels,
-        kernel_size=form.kernel,
-        stride=form.stride,
-        padding=tuple(0 if apart else before for before, _ in form.pads),
-        dilation=form.dilation,
-        groups=form.groups,
-        bias=form.biased,
-        padding_mode=ZEROS if apart else form.padding_mode,
-        device="meta",
-    )
+    arguments = {
+        "in_channels": form.in_channels,
+        "out_channels": form.out_channels,
+        "kernel_size": form.kernel,
+        "stride": form.stride,
+        "padding": tuple(0 if apart else before for before, _ in form.pads),
+        "dilation": form.dilation,
+        "groups": form.groups,
+        "bias": form.biased,
+        "padding_mode": ZEROS if apart else form.padding_mode,
+        "device": "meta",
+    }
     if not apart and not borders:
         return _filled(PLAIN[map_.axes](**arguments), weight, bias, target, path)  # type: ignore[arg-type]
     conv = EXTENDED[map_.axes](**arguments)  # type: ignore[arg-type]
@@ -99,9 +99,7 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
 
 def _grouped_weight(map_: AffineConv, form: Form, planes: Tensor, source: Ints) -> Tensor:
     """Weight (O, C/groups, *kernel) from planes (O, K, *window), rows in emitted order."""
-    window = tuple(
-        slice(f, f + d * (k - 1) + 1, d) for f, d, k in zip(form.first, form.dilation, form.kernel)
-    )
+    window = tuple(slice(f, f + d * (k - 1) + 1, d) for f, d, k in zip(form.first, form.dilation, form.kernel))
     planes = planes[(slice(None), slice(None), *window)]
     rows = map_.incidence.rows[source]  # (O, K) input channels
     if form.gather is not None:

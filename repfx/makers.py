@@ -7,6 +7,7 @@ PixelUnshuffle.  Weights are passed as functions and read only when values are w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -182,3 +183,29 @@ def _depthwise(
         rule=rule,
         selection=selection,
     )
+
+
+def pad_by(channels: int, before: Sequence[int], after: Sequence[int], mode: str) -> AffineConv:
+    """Extend the image by "reflect", "replicate" or "circular": one tap on the extended image."""
+    plain = pad_constant(channels, before, after, 0.0)
+    return replace(plain, padding_mode=mode)
+
+
+def with_borders(map_: AffineConv, terms: Sequence[tuple[tuple[int, ...], tuple[bool, ...], Tensor]]) -> AffineConv:
+    """The map plus border terms: (before, free, taps (O, *kernel)) each."""
+    if not terms:
+        return map_
+    borders = tuple(Border(tuple(taps.shape[1:]), before, free) for before, free, taps in terms)
+
+    def rule(values: Sequence[Values]) -> Values:
+        (v,) = values
+        return Values(v.planes, v.bias, tuple(taps.double() for _, _, taps in terms))
+
+    return replace(map_, inputs=(map_,), rule=rule, borders=borders, biased=True)
+
+
+def crop(channels: int, starts: Sequence[int], strides: Sequence[int], extents: Sequence[int]) -> AffineConv:
+    """Spatial slicing x[..., start : stop : stride]; `extent` is stop - start - 1, stop counted from the end."""
+    axes = len(starts)
+    plain = pad_constant(channels, [-s for s in starts], (0,) * axes, 0.0)
+    return replace(plain, stride=tuple(strides), extent=tuple(extents))

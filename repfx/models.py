@@ -27,6 +27,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from repfx.aten import plain_module
 from repfx.decline import UserError
 from repfx.messages import first_line
 
@@ -184,7 +185,7 @@ def _from_program(path: Path, options: dict[str, object], pretrained: bool, trus
         )
     try:
         program = torch.export.load(path)
-        module = program.module()
+        module = plain_module(program)
     except Exception as error:  # a damaged archive raises almost anything
         raise UserError(f"{path}: is not a program that this torch can load: {first_line(error)}.") from error
     return NamedModel(str(path), module, _program_input_size(program))

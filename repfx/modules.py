@@ -53,9 +53,7 @@ class BorderTerm(nn.Module):
     free axis it is constant and has size one, so adding it is a broadcast.
     """
 
-    def __init__(
-        self, weight: Tensor, before: Sequence[int], stride: Sequence[int], free: Sequence[bool]
-    ) -> None:
+    def __init__(self, weight: Tensor, before: Sequence[int], stride: Sequence[int], free: Sequence[bool]) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)  # (O, *kernel)
         self.before = tuple(before)

@@ -33,9 +33,7 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
     incidence = parts[0].incidence
     for part in parts[1:]:
         incidence = incidence.joined(part.incidence)
-    places = [
-        None if part.incidence.same(incidence) else part.incidence.positions(incidence) for part in parts
-    ]
+    places = [None if part.incidence.same(incidence) else part.incidence.positions(incidence) for part in parts]
     kernel, before, align = _common(parts)
     borders, sources = united([part.borders for part in parts])
 
@@ -158,9 +156,7 @@ def _clash(parts: Sequence[AffineConv], verb: str) -> Decline | None:
         if part.axes != first.axes or part.in_channels != first.in_channels:
             return Decline(Reason.NOT_EXACT, f"{verb} maps of differently shaped inputs")
         if part.stride != first.stride:
-            return Decline(
-                Reason.NOT_EXACT, f"{verb} maps of stride {times(first.stride)} and {times(part.stride)}"
-            )
+            return Decline(Reason.NOT_EXACT, f"{verb} maps of stride {times(first.stride)} and {times(part.stride)}")
         if part.extent != first.extent:
             return Decline(
                 Reason.NOT_EXACT,

@@ -83,9 +83,7 @@ def _refusal(outer: AffineConv, inner: AffineConv) -> Decline | None:
     if outer.padding_mode != ZEROS:
         if inner.is_pointwise and not inner.borders:
             return None
-        fact = (
-            f"{outer.padding_mode}-pads a map that is not per-pixel; its border would be extended differently"
-        )
+        fact = f"{outer.padding_mode}-pads a map that is not per-pixel; its border would be extended differently"
         return Decline(Reason.NOT_EXACT, fact)
     if inner.padding_mode != ZEROS and any(outer.pads(i) for i in range(outer.axes)):
         return Decline(Reason.NOT_EXACT, f"zero-pads the output of a {inner.padding_mode}-padded map")
@@ -106,7 +104,8 @@ def _on_the_frame(outer: AffineConv, inner: AffineConv, *, some: bool) -> Declin
     return Decline(
         Reason.NOT_EXACT,
         f"zero-pads a map that {'for some input sizes ' if some else ''}still sees the image there: "
-        f"{times(inner.kernel)} pad {times(inner.before)} then {times(outer.kernel)} pad {times(outer.before)} differ on the frame",
+        f"{times(inner.kernel)} pad {times(inner.before)} "
+        f"then {times(outer.kernel)} pad {times(outer.before)} differ on the frame",
         remedy="pad the first convolution fully and the second not at all",
     )
 
@@ -228,9 +227,7 @@ def _multiple(outer: AffineConv, inner: AffineConv) -> tuple[int, ...]:
 
 def _support(outer: AffineConv, inner: AffineConv) -> NDArray[np.bool_]:
     """Taps of the composition: all sums of an outer tap, spread by the stride, and an inner tap."""
-    out = np.zeros(
-        tuple((k2 - 1) * s + k1 for k2, s, k1 in zip(outer.kernel, inner.stride, inner.kernel)), bool
-    )
+    out = np.zeros(tuple((k2 - 1) * s + k1 for k2, s, k1 in zip(outer.kernel, inner.stride, inner.kernel)), bool)
     for tap in np.argwhere(outer.support):
         place = tuple(slice(t * s, t * s + k) for t, s, k in zip(tap, inner.stride, inner.kernel))
         out[place] |= inner.support

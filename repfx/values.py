@@ -147,9 +147,7 @@ def composed(
     for rows, middle, sources in _buckets(reads, via):
         places = _places(via, middle, sources)
         block = _block(inner, middle, places, sources.shape[1])
-        chosen = gathered(outer, rows.reshape(-1)).reshape(*rows.shape, *outer.shape[1:])[
-            :, :, : middle.shape[1]
-        ]
+        chosen = gathered(outer, rows.reshape(-1)).reshape(*rows.shape, *outer.shape[1:])[:, :, : middle.shape[1]]
         part = mixed(chosen, block, stride)  # (B, N, U, *shape)
         index = torch.as_tensor(rows.reshape(-1), device=outer.device)
         result[index, : sources.shape[1]] = part.reshape(-1, sources.shape[1], *shape)
@@ -193,9 +191,7 @@ def _spread(planes: Tensor, width: int) -> Tensor:
         return planes
     if planes.shape[1] > width:
         return planes[:, :width]
-    return torch.cat(
-        [planes, planes.new_zeros(planes.shape[0], width - planes.shape[1], *planes.shape[2:])], 1
-    )
+    return torch.cat([planes, planes.new_zeros(planes.shape[0], width - planes.shape[1], *planes.shape[2:])], 1)
 
 
 def _size(kernel: Sequence[int]) -> int:

@@ -6,7 +6,7 @@ import repfx
 from repfx import export
 from repfx.cli import options as given
 from repfx.cli.subject import Request, check_patterns, load_subject
-from repfx.cli.terminal import Terminal, plain_record
+from repfx.cli.terminal import Terminal
 
 HELP = """Show what fusing MODEL would merge, what it would decline and why. Nothing is written.
 
@@ -50,5 +50,5 @@ def explain(
     check_patterns(subject.model, patterns)
     report = repfx.explain(subject.model, subject.inputs, objective=chosen, exclude=patterns)
     terminal.show(report)
-    terminal.show_json({"objective": chosen, "report": plain_record(report)})
+    terminal.show_json({"objective": chosen, "report": report})
     return 0

@@ -13,7 +13,7 @@ from repfx import export
 from repfx.cli import options as given
 from repfx.cli.output import Wish, write_output
 from repfx.cli.subject import Request, check_patterns, load_subject
-from repfx.cli.terminal import Terminal, plain_record
+from repfx.cli.terminal import Terminal
 
 HELP = """Fuse MODEL and write it by the ending of OUT.
 
@@ -107,7 +107,7 @@ def fuse(
         {
             "objective": chosen,
             "objective_because": because,
-            "report": plain_record(report),
+            "report": report,
             "equivalence": {**vars(equality), "equal": equality.equal},
             "output": written.record,
         }

@@ -13,7 +13,7 @@ from repfx.cli import options as given
 from repfx.cli.fuse import Precision
 from repfx.cli.output import Wish, write_output
 from repfx.cli.subject import Request, example_for
-from repfx.cli.terminal import Terminal, plain_record
+from repfx.cli.terminal import Terminal
 from repfx.cost import count_operations
 from repfx.decline import UserError
 from repfx.models import is_registry_name
@@ -75,8 +75,8 @@ def load(
     )
     terminal.show_json(
         {
-            "record": plain_record(record),
-            "counts": plain_record(counts),
+            "record": record,
+            "counts": counts,
             "output": written.record if written else None,
         }
     )

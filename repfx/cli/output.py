@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from repfx import export
 from repfx.checkpoint import save_fused
 from repfx.cli.subject import Request
-from repfx.cli.terminal import Terminal, plain_record
+from repfx.cli.terminal import Terminal
 from repfx.decline import UserError
 from repfx.files import check_writable
 
@@ -63,16 +63,16 @@ def write_output(
                 )
                 return Written(
                     f"wrote {wish.path}: the fused weights and no code; `repfx load {wish.path}` rebuilds the model",
-                    {"path": wish.path, **_record(record)},
+                    {"path": wish.path, "record": record},
                 )
             case ".pt2":
                 program = export.to_pt2(fused, inputs, wish.path, dynamic_batch=free)
                 sentence = f"loaded back, it differs by {program.relative_error:.1e} (relative)"
-                return Written(_line(wish, program.convolutions, sentence, inputs, free), _record(program))
+                return Written(_line(wish, program.convolutions, sentence, inputs, free), program)
             case ".onnx":
                 file = export.to_onnx(fused, inputs, wish.path, dynamic_batch=free)
                 sentence = f"opset {file.opset}; run by onnxruntime, it differs by {file.relative_error:.1e} (relative)"
-                return Written(_line(wish, file.convolutions, sentence, inputs, free), _record(file))
+                return Written(_line(wish, file.convolutions, sentence, inputs, free), file)
             case ".mlpackage":
                 package = export.to_coreml(
                     fused, inputs, wish.path, precision=wish.precision, minimum_deployment_target=wish.target
@@ -81,7 +81,7 @@ def write_output(
                     f"{package.precision} for {package.target} and later; read back as a specification, "
                     "not run: Core ML runs on Apple systems only"
                 )
-                return Written(_line(wish, package.convolutions, sentence, inputs, False), _record(package))
+                return Written(_line(wish, package.convolutions, sentence, inputs, False), package)
             case ending:
                 raise AssertionError(f"no writer for {ending}")
 
@@ -90,9 +90,3 @@ def _line(wish: Wish, convolutions: int, sentence: str, inputs: tuple[Tensor, ..
     batch = "any batch of" if free else f"batch {inputs[0].shape[0]} of"
     size = "x".join(map(str, inputs[0].shape[1:]))
     return f"wrote {wish.path}: {convolutions} convolutions, {batch} {size}; {sentence}"
-
-
-def _record(value: object) -> dict[str, object]:
-    record = plain_record(value)
-    assert isinstance(record, dict)
-    return record

@@ -8,11 +8,12 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -43,7 +44,7 @@ class Terminal:
     def show_json(self, record: dict[str, object]) -> None:
         """Print one JSON object, if that was asked for."""
         if self.json:
-            print(json.dumps(record, indent=2, default=_plain))
+            print(json.dumps(plain_record(record), indent=2))
 
     def note(self, text: str) -> None:
         """Keep what the user should know beside the result; an error speaks alone."""
@@ -87,16 +88,18 @@ class Terminal:
         self.notes.clear()
 
 
-def plain_record(value: object) -> object:
-    """A dataclass as dictionaries and lists, for JSON."""
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-
-
-def _plain(value: object) -> object:
+def plain_record(value: object) -> Any:
+    """A result as dictionaries, lists, numbers and text, for JSON."""
     match value:
         case Enum():
             return value.value
         case Path():
             return str(value)
+        case Mapping():
+            return {str(key): plain_record(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain_record(item) for item in value]
+        case _ if dataclasses.is_dataclass(value):
+            return {item.name: plain_record(getattr(value, item.name)) for item in dataclasses.fields(value)}
         case _:
-            raise TypeError(f"{type(value).__name__} has no JSON form")
+            return value

@@ -1,0 +1,22 @@
+"""The concrete passes, one file each, in the order of ideas."""
+
+from passes.average_heads import AverageHeads
+from passes.carry_permutations import CarryPermutations
+from passes.collapse_chains import CollapseChains
+from passes.collapse_concats import CollapseConcats
+from passes.collapse_sums import CollapseSums
+from passes.drop_noops import DropNoops
+from passes.fold_scales import FoldScales
+from repfx.protocol import Pass
+
+DEFAULT_PASSES: tuple[Pass, ...] = (
+    DropNoops(),
+    CollapseConcats(),
+    CollapseSums(),
+    AverageHeads(),
+    FoldScales(),
+    CollapseChains(),
+    CarryPermutations(),
+)
+
+__all__ = ["DEFAULT_PASSES"]

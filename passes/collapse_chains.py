@@ -1,0 +1,56 @@
+"""collapse_chains: two affine maps in a row are one.
+
+    Given:  y = conv2(conv1(x))      Result: y = conv(x)
+            y = bn(conv(x))                  y = conv(x)
+            y = conv(bn(x))                  y = conv(x)      # a border term where conv is padded
+
+Exact when the second map pads nothing, or the first one's kernel sees nothing beyond its own output
+(EXACTNESS, "Serial"); its constants then become a bias or a border term.  Declined where it is not, where
+the value in between is also read elsewhere, and where the objective says it costs more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from repfx.decline import Decline
+from repfx.graph import LiftedGraph
+from repfx.ops import Affine, Sum
+from repfx.protocol import Apply, Proposal
+from repfx.regions import between
+
+
+@dataclass(frozen=True)
+class CollapseChains:
+    """Merge a map with the map it reads, if nothing else reads that."""
+
+    name: str = "collapse_chains"
+
+    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
+        """One proposal per pair, in order of execution, so that long chains collapse in one sweep."""
+        for node in lifted.nodes():
+            if not lifted.alive(node):
+                continue
+            first = _single(lifted, node)
+            inner = None if first is None else _single(lifted, first)
+            if first is None or inner is None:
+                continue
+            region = between(lifted, inner, node)
+            if isinstance(region, Decline):
+                yield region
+                continue
+            yield Proposal(self.name, ((node, Apply(region.map, inner)),), region.nodes)
+
+
+def _single(lifted: LiftedGraph, node: fx.Node) -> fx.Node | None:
+    """The one value that an affine node reads."""
+    match lifted.op(node):
+        case Affine(source=source):
+            return source
+        case Sum(terms=((source, _),)):
+            return source
+        case _:
+            return None

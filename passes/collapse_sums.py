@@ -1,0 +1,111 @@
+"""collapse_sums: branches of one value, added, are one convolution.
+
+    Given:  y = bn1(conv3(x)) + bn2(conv1(x)) + bn3(x) + g      Result: y = conv(x) + g
+
+Exact when the branches have equal stride and equal output size for every input size (EXACTNESS,
+"Parallel").  Terms of another origin stay terms.  Declined where the branches differ in size or padding
+mode, where a value inside is read outside, and where the objective says it costs more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from repfx.affine import scaled
+from repfx.decline import Decline
+from repfx.graph import LiftedGraph
+from repfx.ops import Sum
+from repfx.parallel import add
+from repfx.protocol import Add, Apply, Expr, Proposal, Ref
+from repfx.regions import Dominators, between
+
+
+@dataclass(frozen=True)
+class CollapseSums:
+    """Collapse the terms of a sum that have a common fork into one map."""
+
+    name: str = "collapse_sums"
+
+    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
+        """One proposal per sum, the last one first; a sum inside a larger sum only if that one fails."""
+        dominators = Dominators(lifted)
+        for node in reversed(lifted.nodes()):
+            if not lifted.alive(node) or not isinstance(lifted.op(node), Sum):
+                continue
+            source = dominators.of(node)
+            if source is None:
+                yield from _partial(self.name, lifted, dominators, node)
+                continue
+            region = between(lifted, source, node)
+            if isinstance(region, Decline):
+                yield region
+                continue
+            yield Proposal(self.name, ((node, Apply(region.map, source)),), region.nodes)
+
+
+def _partial(rule: str, lifted: LiftedGraph, dominators: Dominators, node: fx.Node) -> Iterator[Proposal | Decline]:
+    """A sum of values with several origins: merge the terms that share one."""
+    terms, inner = flattened(lifted, node)
+    if terms is None or len(terms) < 3:
+        return
+    chains = [dominators.chain(term) for term, _ in terms]
+    groups: dict[fx.Node, list[int]] = {}
+    for index, chain in enumerate(chains):
+        groups.setdefault(chain[-1], []).append(index)
+    for members in groups.values():
+        if len(members) < 2:
+            continue
+        source = _common([chains[i] for i in members])
+        if source is None:
+            continue
+        maps, nodes = [], list(inner)
+        failed = None
+        for i in members:
+            term, factor = terms[i]
+            region = between(lifted, source, term)
+            if isinstance(region, Decline):
+                failed = region
+                break
+            maps.append(region.map if factor == 1.0 else scaled(region.map, factor))
+            nodes += [n for n in region.nodes if n not in nodes]
+        if failed is not None:
+            yield failed
+            continue
+        total = add(maps)
+        if isinstance(total, Decline):
+            yield total.at(lifted.place(node))
+            continue
+        rest = [terms[i] for i in range(len(terms)) if i not in members]
+        if any(factor != 1.0 for _, factor in rest):
+            continue
+        values: tuple[Expr, ...] = (*(Ref(t) for t, _ in rest), Apply(total, source))
+        yield Proposal(rule, ((node, Add(values)),), tuple(nodes))
+        return
+
+
+def flattened(lifted: LiftedGraph, node: fx.Node) -> tuple[list[tuple[fx.Node, float]] | None, list[fx.Node]]:
+    """All terms of nested sums that nothing else reads, and the sum nodes themselves."""
+    op = lifted.op(node)
+    if not isinstance(op, Sum) or op.shift:
+        return None, []
+    terms: list[tuple[fx.Node, float]] = []
+    inner = [node]
+    stack = list(reversed(op.terms))
+    while stack:
+        term, factor = stack.pop()
+        own = lifted.op(term)
+        if isinstance(own, Sum) and not own.shift and len(lifted.readers(term)) == 1:
+            inner.append(term)
+            stack.extend((t, f * factor) for t, f in reversed(own.terms))
+        else:
+            terms.append((term, factor))
+    return terms, inner
+
+
+def _common(chains: list[list[fx.Node]]) -> fx.Node | None:
+    """The nearest value on all dominator chains."""
+    shared = set(chains[0]).intersection(*chains[1:])
+    return next((n for n in chains[0] if n in shared), None)

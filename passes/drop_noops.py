@@ -1,0 +1,38 @@
+"""drop_noops: values that are other values.
+
+    Given:  y = dropout(x)      # eval mode; Identity, contiguous, a whole slice, a pad by nothing
+    Result: x
+
+Exact when the operation returns its argument in eval mode.  Declines nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from repfx.affine import AffineConv
+from repfx.decline import Decline
+from repfx.graph import LiftedGraph
+from repfx.ops import Affine, Alias
+from repfx.protocol import Proposal, Ref
+
+
+@dataclass(frozen=True)
+class DropNoops:
+    """Remove operations that return their argument."""
+
+    name: str = "drop_noops"
+
+    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
+        """One proposal per no-op."""
+        for node in lifted.nodes():
+            if not lifted.alive(node):
+                continue
+            match lifted.op(node):
+                case Alias(source=source):
+                    yield Proposal(self.name, ((node, Ref(source)),), (node,))
+                case Affine(source=source, axes=int(axes)):
+                    map_ = lifted.map_of(node, axes)
+                    if isinstance(map_, AffineConv) and map_.is_identity:
+                        yield Proposal(self.name, ((node, Ref(source)),), (node,))

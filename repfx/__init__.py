@@ -1,0 +1,27 @@
+"""repfx: a structural-reparameterization compiler over torch.fx graphs.
+
+fused = repfx.reparameterize(model)      # a new module, exactly equal, with fewer operations
+print(repfx.report(fused))               # what was merged, what was declined and why
+repfx.verify(model, fused, (x,))         # how far the two differ, and where
+"""
+
+from repfx.compiler import explain, reparameterize, report
+from repfx.decline import Decline, Reason, TrainingModeError, UserError
+from repfx.equivalence import randomize_statistics, verify
+from repfx.report import Equivalence, Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Decline",
+    "Equivalence",
+    "Reason",
+    "Report",
+    "TrainingModeError",
+    "UserError",
+    "explain",
+    "randomize_statistics",
+    "reparameterize",
+    "report",
+    "verify",
+]

@@ -1,0 +1,75 @@
+"""A program of torch.export as a graph of ordinary torch functions, which the compiler reads.
+
+An exported program calls ATen overloads on its lifted parameters.  `plain_module` renames the calls
+that have an ordinary torch function of the same meaning, argument for argument; every other call
+stays as it is.  The guards that torch.export puts before a program go: they repeat the sizes of the
+example input, and the program fails on others by itself or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+_aten = torch.ops.aten
+
+
+def plain_module(program: ExportedProgram) -> nn.Module:
+    """The program as a module in evaluation mode, its ATen calls renamed where torch has the same."""
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target in _SAME:
+            node.target = _SAME[node.target]
+        elif node.target is _aten.batch_norm.default:
+            _rename_batch_norm(node)
+        elif node.target is _aten.dropout.default and node.args[2] is False:
+            node.replace_all_uses_with(node.args[0])
+    for call in [n for n in module.graph.nodes if n.target is _aten._assert_tensor_metadata.default]:
+        module.graph.erase_node(call)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    graph = fx.Tracer().trace(module)  # leaves behind the hooks and the flattening of inputs and outputs
+    return fx.GraphModule(module, graph).eval()
+
+
+def _rename_batch_norm(node: fx.Node) -> None:
+    """aten: (x, weight, bias, mean, var, training, ...); torch: (x, mean, var, weight, bias, training, ...)."""
+    x, weight, bias, mean, var, training, momentum, eps, _ = node.args
+    node.target = F.batch_norm
+    node.args = (x, mean, var, weight, bias, training, momentum, eps)
+
+
+_SAME: dict[Any, Callable[..., Any]] = {
+    _aten.conv1d.default: F.conv1d,
+    _aten.conv2d.default: F.conv2d,
+    _aten.conv2d.padding: F.conv2d,
+    _aten.conv3d.default: F.conv3d,
+    _aten.linear.default: F.linear,
+    _aten.add.Tensor: torch.add,
+    _aten.sub.Tensor: torch.sub,
+    _aten.mul.Tensor: torch.mul,
+    _aten.div.Tensor: torch.div,
+    _aten.cat.default: torch.cat,
+    _aten.stack.default: torch.stack,
+    _aten.chunk.default: torch.chunk,
+    _aten.split.Tensor: torch.split,
+    _aten.split_with_sizes.default: torch.split,
+    _aten.mean.dim: torch.mean,
+    _aten.flatten.using_ints: torch.flatten,
+    _aten.permute.default: torch.permute,
+    _aten.index_select.default: torch.index_select,
+    _aten.relu.default: F.relu,
+    _aten.avg_pool2d.default: F.avg_pool2d,
+    _aten.max_pool2d.default: F.max_pool2d,
+    _aten.adaptive_avg_pool2d.default: F.adaptive_avg_pool2d,
+    _aten.pad.default: F.pad,
+    _aten.sigmoid.default: torch.sigmoid,
+    _aten.silu.default: F.silu,
+    _aten.hardswish.default: F.hardswish,
+}

@@ -1,0 +1,489 @@
+"""trace -> lift -> passes -> emit -> verify -> report: `reparameterize` and `explain`."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from repfx.capture import Capture, Exclusion, capture, check_mode
+from repfx.constants import attribute
+from repfx.cost import count_operations
+from repfx.dead import remove_dead
+from repfx.decline import Decline, Reason, UserError
+from repfx.emission import Target, emit
+from repfx.equivalence import verify as verify_models
+from repfx.form import form_of
+from repfx.graph import LiftedGraph, Record, common_path
+from repfx.objective import OBJECTIVES, Objective
+from repfx.protocol import Pass
+from repfx.report import Equivalence, Merge, OpCounts, Report
+from repfx.rewriting import PENDING, Engine
+
+Progress = Callable[[str, float], None]
+
+
+def reparameterize(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    objective: str = "single-branch",
+    passes: Sequence[Pass] | None = None,
+    exclude: Exclusion = (),
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Compile `model` into an exactly equal network with fewer, cheaper operations.
+
+    Args:
+        model: any module in eval mode.  It is never changed.
+        example_inputs: positional arguments of one forward.  Optional; what needs shapes is declined
+            without them, with a reason that says so.  They never narrow the sizes the result accepts.
+        objective: "single-branch" (fewest convolutions) or "macs" (nothing grows).
+        passes: the passes to run, in order; default `passes.DEFAULT_PASSES`.
+        exclude: module paths, globs or types that must stay as they are.
+        verify: check every rewrite on hostile inputs in float64, and with example_inputs the whole model.
+        progress: called with a text and a fraction in 0..1.
+
+    Returns:
+        A new module with the same forward signature, dtype and device; an `fx.GraphModule` if the
+        whole model traces.  `repfx.report(result)` tells what was done.
+
+    Raises:
+        TrainingModeError: the model is in training mode.
+        UserError: an unknown objective, or a folded weight that overflows a half-precision dtype.
+    """
+    plan = _Plan(_objective(objective), _passes(passes), tuple(exclude), verify, progress)
+    check_mode(model)
+    started = time.perf_counter()
+    fused, outcome = _compile(model, _as_tuple(example_inputs), plan)
+    seconds = time.perf_counter() - started - outcome.verify_seconds
+    report = _report(model, fused, outcome, plan, seconds)
+    if example_inputs is not None:
+        report = _measured(report, model, fused, _as_tuple(example_inputs) or (), verify)
+    fused.__dict__["_repfx_report"] = report
+    return fused
+
+
+def explain(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    objective: str = "single-branch",
+    passes: Sequence[Pass] | None = None,
+    exclude: Exclusion = (),
+) -> Report:
+    """What `reparameterize` would do, without reading a weight or building anything.
+
+    Works on the meta device.  Arguments as for `reparameterize`.
+    """
+    plan = _Plan(_objective(objective), _passes(passes), tuple(exclude), verify=False, progress=None, build=False)
+    check_mode(model)
+    started = time.perf_counter()
+    fused, outcome = _compile(model, _as_tuple(example_inputs), plan)
+    return _report(model, fused, outcome, plan, time.perf_counter() - started)
+
+
+def report(fused: nn.Module) -> Report:
+    """The record that `reparameterize` left on its result."""
+    found = fused.__dict__.get("_repfx_report")
+    if not isinstance(found, Report):
+        raise UserError(f"{type(fused).__name__} was not made by repfx.reparameterize, so it has no report")
+    return found
+
+
+@dataclass(frozen=True)
+class _Plan:
+    objective: Objective
+    passes: tuple[Pass, ...]
+    exclude: tuple[str | type, ...]
+    verify: bool
+    progress: Progress | None
+    build: bool = True
+
+
+@dataclass
+class _Outcome:
+    """What one compilation did, before it becomes a report."""
+
+    merges: list[Merge]
+    declines: list[Decline]
+    capture: Capture
+    before: OpCounts
+    after: OpCounts
+    verify_seconds: float = 0.0
+
+
+def _objective(name: str) -> Objective:
+    if name not in OBJECTIVES:
+        raise UserError(f"objective {name!r} is not known; choose one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
+
+
+def _passes(passes: Sequence[Pass] | None) -> tuple[Pass, ...]:
+    if passes is not None:
+        return tuple(passes)
+    return tuple(importlib.import_module("passes").DEFAULT_PASSES)
+
+
+def _as_tuple(example_inputs: object) -> tuple[Any, ...] | None:
+    if example_inputs is None:
+        return None
+    return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+
+
+def _compile(model: nn.Module, inputs: tuple[Any, ...] | None, plan: _Plan) -> tuple[nn.Module, _Outcome]:
+    captured = capture(model, plan.exclude)
+    if captured.graph is None:
+        return _compile_island(model, captured, plan, "")
+    before = _count_graph(captured.graph, model)
+    lifted = LiftedGraph(captured.graph, model, _whole(captured), _propagated(captured, model, inputs))
+    engine = Engine(
+        lifted,
+        plan.objective,
+        lambda node: node.op == "call_module" and str(node.target) in captured.excluded,
+        verify=plan.verify and not _on_meta(model),
+        progress=plan.progress,
+    )
+    engine.run(plan.passes)
+    remove_dead(lifted.graph)
+    declines = [*engine.declines.values(), *lifted.declines()]
+    outcome = _Outcome([], declines, captured, before, before, engine.verify_seconds)
+    merges = _emit_all(lifted, model, plan) if plan.build else _planned(lifted)
+    outcome.merges += merges
+    if not plan.build:
+        outcome.after = _count_plan(lifted)
+        return model, outcome
+    fused = _graph_module(lifted, model, captured, plan, outcome)
+    outcome.after = _count_graph(fused.graph, fused)
+    return fused, outcome
+
+
+def _whole(captured: Capture) -> set[str]:
+    return captured.excluded | {island.path for island in captured.islands}
+
+
+def _on_meta(model: nn.Module) -> bool:
+    return any(p.device.type == "meta" for p in model.parameters())
+
+
+def _propagated(captured: Capture, model: nn.Module, inputs: tuple[Any, ...] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of all values for the example inputs, by node name."""
+    if inputs is None or captured.graph is None:
+        return {}
+    module = fx.GraphModule(model, captured.graph)
+    with torch.no_grad():
+        ShapeProp(module).propagate(*inputs)
+    shapes = {}
+    for node in module.graph.nodes:
+        meta = node.meta.pop("tensor_meta", None)
+        if hasattr(meta, "shape"):
+            shapes[node.name] = tuple(meta.shape)
+    for node in captured.graph.nodes:
+        node.meta.pop("tensor_meta", None)
+    return shapes
+
+
+# --- writing the result ---------------------------------------------------------------------------
+
+
+def _emit_all(lifted: LiftedGraph, model: nn.Module, plan: _Plan) -> list[Merge]:
+    """Write the module of every rewritten value and point its node at it."""
+    names = _Names(lifted)
+    merges = []
+    for node in lifted.nodes():
+        record = lifted.records.get(node)
+        if record is None:
+            continue
+        path = names.choose(record, node)
+        modules = emit(record.map, _target(lifted, record, model), path)
+        value = node.args[0]
+        for suffix, module in modules:
+            with lifted.graph.inserting_before(node):
+                call = lifted.graph.call_module(path + suffix, (value,))
+            call.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
+            names.emitted[path + suffix] = module
+            value = call
+        node.replace_all_uses_with(value)  # type: ignore[arg-type]
+        lifted.graph.erase_node(node)
+        merges.append(_merge(record, path))
+        del lifted.records[node]
+    lifted.graph.owning_module = None
+    model_modules = names.emitted
+    lifted.__dict__["emitted"] = model_modules
+    return merges
+
+
+def _planned(lifted: LiftedGraph) -> list[Merge]:
+    names = _Names(lifted)
+    return [
+        _merge(lifted.records[n], names.choose(lifted.records[n], n)) for n in lifted.nodes() if n in lifted.records
+    ]
+
+
+def _merge(record: Record, path: str) -> Merge:
+    before = ", ".join(f"{n} {kind}" for kind, n in sorted(record.kinds.items(), key=lambda item: -item[1]))
+    return Merge(
+        path,
+        " + ".join(record.rules),
+        before,
+        str(form_of(record.map)),
+        record.note,
+        tuple(record.sources),
+        record.error,
+    )
+
+
+class _Names:
+    """Readable, unique module paths for what is emitted."""
+
+    def __init__(self, lifted: LiftedGraph) -> None:
+        self.taken = {str(n.target) for n in lifted.graph.nodes if n.op in ("call_module", "get_attr")} - {PENDING}
+        self.emitted: dict[str, nn.Module] = {}
+
+    def choose(self, record: Record, node: fx.Node) -> str:
+        """The path of the merged modules' common ancestor, or of the largest part where that is in use."""
+        paths = [s.split(":")[0] for s in record.sources if ":" not in s or s.split(":")[0]]
+        paths = [p for p in paths if p] or [node.name]
+        convs = [p for p in paths if p.rpartition(".")[2] not in ("norm", "bn")] or paths
+        for path in (common_path(paths), common_path(convs), *convs, *paths):
+            if path and self._free(path):
+                self.taken.add(path)
+                return path
+        base = common_path(convs) or convs[0]
+        index = next(i for i in range(1, 10**6) if self._free(f"{base}_fused{i}"))
+        self.taken.add(f"{base}_fused{index}")
+        return f"{base}_fused{index}"
+
+    def _free(self, path: str) -> bool:
+        return not any(t == path or t.startswith(path + ".") or path.startswith(t + ".") for t in self.taken)
+
+
+def _target(lifted: LiftedGraph, record: Record, model: nn.Module) -> Target:
+    """dtype, device, requires_grad and memory format of the weights that were merged."""
+    for source in record.sources:
+        tensors: list[Tensor] = []
+        try:
+            tensors = list(model.get_submodule(source.split(":")[0]).parameters())
+        except AttributeError:
+            continue
+        floats = [t for t in tensors if t.is_floating_point()]
+        if floats:
+            last = any(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+                       for t in floats)  # fmt: skip
+            return Target(floats[0].dtype, floats[0].device, any(t.requires_grad for t in floats), last)
+    floats = [t for t in model.parameters() if t.is_floating_point()]
+    if not floats:
+        return Target(torch.get_default_dtype())
+    return Target(floats[0].dtype, floats[0].device, any(t.requires_grad for t in floats))
+
+
+def _graph_module(
+    lifted: LiftedGraph, model: nn.Module, captured: Capture, plan: _Plan, outcome: _Outcome
+) -> fx.GraphModule:
+    """A GraphModule that owns copies of what is left of the model, and the emitted modules."""
+    emitted: dict[str, nn.Module] = lifted.__dict__["emitted"]
+    root = nn.Module()
+    memo: dict[int, Any] = {}
+    for node in lifted.graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        path = str(node.target)
+        if path in emitted:
+            _attach(root, path, emitted[path])
+            continue
+        if _has(root, path):
+            continue
+        original = attribute(model, path)
+        if node.op == "call_module" and path in {i.path for i in captured.islands}:
+            copied, inner = _compile_island(original, capture_nothing(original, captured), plan, path)
+            outcome.merges += inner.merges
+            outcome.declines += inner.declines
+            outcome.verify_seconds += inner.verify_seconds
+        else:
+            copied = copy.deepcopy(original, memo)
+            if getattr(copied, "inplace", False) is True and not node.meta.get("aliased"):
+                copied.inplace = False
+        _attach(root, path, copied)
+    root.train(False)
+    fused = fx.GraphModule(root, lifted.graph, class_name=type(model).__name__)
+    fused.eval()
+    return fused
+
+
+def capture_nothing(model: nn.Module, captured: Capture) -> Capture:
+    """The capture of a module that is known not to trace."""
+    return Capture(model, None, [i for i in captured.islands if i.path == ""], set())
+
+
+def _attach(root: nn.Module, path: str, value: Any) -> None:
+    *parents, name = path.split(".")
+    owner = root
+    for parent in parents:
+        if not hasattr(owner, parent):
+            owner.add_module(parent, nn.Module())
+        owner = getattr(owner, parent)
+    if isinstance(value, nn.Module):
+        owner.add_module(name, value)
+    elif isinstance(value, nn.Parameter):
+        owner.register_parameter(name, value)
+    elif isinstance(value, Tensor):
+        owner.register_buffer(name, value)
+    else:
+        setattr(owner, name, value)
+
+
+def _has(root: nn.Module, path: str) -> bool:
+    try:
+        attribute(root, path)
+    except AttributeError:
+        return False
+    return True
+
+
+# --- islands --------------------------------------------------------------------------------------
+
+
+def _compile_island(model: nn.Module, captured: Capture, plan: _Plan, path: str) -> tuple[nn.Module, _Outcome]:
+    """A module whose own forward stays as it is; the children that it only calls are compiled in place."""
+    from repfx.islands import called_children
+
+    result = model if not plan.build else copy.deepcopy(model)
+    outcome = _Outcome([], [], captured, OpCounts(), OpCounts())
+    inner = replace(plan, exclude=tuple(e for e in plan.exclude if isinstance(e, type)))
+    for name in called_children(model):
+        child = model.get_submodule(name)
+        if _has_own_hooks(child) or not any(True for _ in child.children()) or name in captured.excluded:
+            continue
+        compiled, part = _compile(child, None, inner)
+        where = f"{path}.{name}" if path else name
+        outcome.merges += [replace(m, path=f"{where}.{m.path}") for m in part.merges]
+        outcome.declines += [replace(d, subject=f"{where}.{d.subject}") for d in part.declines]
+        outcome.verify_seconds += part.verify_seconds
+        outcome.capture.islands.extend(replace(i, path=f"{where}.{i.path}") for i in part.capture.islands)
+        if plan.build and part.merges:
+            parent, _, leaf = name.rpartition(".")
+            setattr(result.get_submodule(parent), leaf, compiled)
+    return result, outcome
+
+
+def _has_own_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+# --- counting and reporting -----------------------------------------------------------------------
+
+_FUNCTION_KINDS = {
+    "conv1d": "convolutions", "conv2d": "convolutions", "conv3d": "convolutions", "linear": "linears",
+    "batch_norm": "batch_norms", "add": "adds", "iadd": "adds", "sub": "adds", "isub": "adds", "mul": "muls",
+    "imul": "muls", "truediv": "muls", "div": "muls", "cat": "concats", "concat": "concats", "stack": "concats",
+    "chunk": "splits", "split": "splits", "index_select": "permutations",
+}  # fmt: skip
+
+
+def _count_graph(graph: fx.Graph, root: nn.Module) -> OpCounts:
+    """Operations that one forward of the graph executes, from structure (no input needed)."""
+    counts: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node.op == "call_module":
+            counts.update(_count_module(root.get_submodule(str(node.target))))
+        elif node.op in ("call_function", "call_method"):
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            kind = _FUNCTION_KINDS.get(name.rstrip("_"))
+            if kind is not None and any(isinstance(a, fx.Node) for a in fx.node.map_arg(node.args, lambda n: n) or ()):
+                counts[kind] += 1
+    return OpCounts(**counts, parameters=sum(p.numel() for p in root.parameters()))
+
+
+def _count_module(module: nn.Module) -> Counter[str]:
+    from repfx.modules import BorderTerm, ChannelOrder, ScaleShift
+
+    counts: Counter[str] = Counter()
+    for part in module.modules():
+        match part:
+            case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.ConvTranspose2d():
+                counts["convolutions"] += 1
+            case nn.Linear():
+                counts["linears"] += 1
+            case nn.modules.batchnorm._BatchNorm():
+                counts["batch_norms"] += 1
+            case ChannelOrder():
+                counts["permutations"] += 1
+            case ScaleShift():
+                counts["muls"] += 1
+            case BorderTerm():
+                counts["border_terms"] += 1
+    return counts
+
+
+def _count_plan(lifted: LiftedGraph) -> OpCounts:
+    counts: Counter[str] = Counter()
+    parameters = 0
+    rest = fx.Graph()
+    del rest
+    for node in lifted.graph.nodes:
+        record = lifted.records.get(node)
+        if record is None:
+            continue
+        form = form_of(record.map)
+        kind = {"conv": "convolutions", "linear": "linears", "scale": "muls", "copy": "permutations"}.get(
+            form.kind.value
+        )
+        if kind is not None:
+            counts[kind] += 1
+        counts["border_terms"] += form.borders
+        counts["permutations"] += (form.gather is not None and kind == "convolutions") + (form.order is not None)
+        parameters += form.parameters
+    left = [n for n in lifted.graph.nodes if n not in lifted.records]
+    seen: set[str] = set()
+    for node in left:
+        if node.op == "call_module":
+            module = lifted.root.get_submodule(str(node.target))
+            counts.update(_count_module(module))
+            if str(node.target) not in seen:
+                seen.add(str(node.target))
+                parameters += sum(p.numel() for p in module.parameters())
+        elif node.op in ("call_function", "call_method"):
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            kind = _FUNCTION_KINDS.get(name.rstrip("_"))
+            if kind is not None and node.all_input_nodes:
+                counts[kind] += 1
+        elif node.op == "get_attr":
+            value = attribute(lifted.root, str(node.target))
+            parameters += value.numel() if isinstance(value, nn.Parameter) else 0
+    return OpCounts(**{k: int(v) for k, v in counts.items()}, parameters=parameters)
+
+
+def _report(model: nn.Module, fused: nn.Module, outcome: _Outcome, plan: _Plan, seconds: float) -> Report:
+    name = getattr(model, "default_cfg", {}).get("architecture") if hasattr(model, "default_cfg") else None
+    return Report(
+        model=name or type(model).__name__,
+        objective=plan.objective.name,
+        merges=tuple(outcome.merges),
+        declines=tuple(outcome.declines),
+        islands=tuple(outcome.capture.islands),
+        before=outcome.before,
+        after=outcome.after,
+        compile_seconds=seconds,
+        verify_seconds=outcome.verify_seconds,
+    )
+
+
+def _measured(report: Report, model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], verify: bool) -> Report:
+    """The report with operations counted in a real forward, and the whole model compared."""
+    started = time.perf_counter()
+    before, after = count_operations(model, inputs), count_operations(fused, inputs)
+    equivalence: Equivalence | None = verify_models(model, fused, inputs) if verify else None
+    seconds = report.verify_seconds + time.perf_counter() - started
+    return replace(report, before=before, after=after, equivalence=equivalence, verify_seconds=seconds)
+
+
+__all__ = ["OBJECTIVES", "Reason", "explain", "reparameterize", "report"]

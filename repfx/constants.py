@@ -1,0 +1,97 @@
+"""Values that depend on parameters and buffers only: folded weights, gates, masks, generated kernels.
+
+Their shapes are found on the meta device; their numbers are computed in float64 when wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+_RANDOM = ("rand", "dropout", "bernoulli", "normal_", "uniform_", "multinomial", "empty")
+
+
+class Constants:
+    """The constant part of one graph."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self._is: dict[fx.Node, bool] = {}
+        self._shape: dict[fx.Node, torch.Size | None] = {}
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether no model input reaches this node."""
+        if node not in self._is:
+            stack = [node]
+            while stack:
+                top = stack[-1]
+                missing = [a for a in top.all_input_nodes if a not in self._is]
+                if missing:
+                    stack.extend(missing)
+                    continue
+                self._is[stack.pop()] = self._decide(top)
+        return self._is[node]
+
+    def _decide(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return True
+        if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+            return False
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if any(word in name for word in _RANDOM) or node.meta.get("aliased"):
+            return False
+        return all(self._is[a] for a in node.all_input_nodes)
+
+    def shape(self, node: fx.Node) -> torch.Size | None:
+        """Shape of a constant tensor; None if it is no constant or no tensor."""
+        if not self.is_constant(node):
+            return None
+        if node not in self._shape:
+            try:
+                with torch.no_grad():
+                    value = self._run(node, lambda t: t.detach().to("meta"))
+            except Exception:  # a data-dependent weight expression; then it has no shape we can rely on
+                value = None
+            self._shape[node] = value.shape if isinstance(value, Tensor) else None
+        return self._shape[node]
+
+    def value(self, node: fx.Node) -> Tensor:
+        """The constant in float64 (integers as they are)."""
+        value = self._run(node, lambda t: t.double() if t.is_floating_point() else t)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{node.name} is no tensor")
+        return value
+
+    def _run(self, node: fx.Node, prepare: Callable[[Tensor], Tensor]) -> Any:
+        done: dict[fx.Node, Any] = {}
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            missing = [a for a in top.all_input_nodes if a not in done]
+            if missing:
+                stack.extend(missing)
+                continue
+            done[stack.pop()] = self._step(top, done, prepare)
+        return done[node]
+
+    def _step(self, node: fx.Node, done: dict[fx.Node, Any], prepare: Callable[[Tensor], Tensor]) -> Any:
+        if node.op == "get_attr":
+            value = attribute(self.root, str(node.target))
+            return prepare(value) if isinstance(value, Tensor) else value
+        args = fx.node.map_arg(node.args, lambda n: done[n])
+        kwargs = fx.node.map_arg(node.kwargs, lambda n: done[n])
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """`root.a.b.c` by dotted path."""
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value

@@ -1,0 +1,199 @@
+"""What an operation costs, from structure alone, and operations counted in a real forward.
+
+`heavy` are convolutions and linears, `light` are passes over memory (adds, copies, concatenations; a
+lone scale and shift is two).  `macs` are per position of the sink's output, so that values of
+different resolution compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from repfx.affine import AffineConv
+from repfx.decline import Decline
+from repfx.form import Form, Kind, form_of
+from repfx.graph import LiftedGraph
+from repfx.modules import BorderTerm
+from repfx.ops import Affine, Alias, Concat, Constant, Input, Opaque, Sum
+from repfx.report import OpCounts
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of executing something once."""
+
+    heavy: int = 0
+    light: int = 0
+    macs: int = 0
+    parameters: int = 0
+    dense: bool = False  # whether a convolution in it mixes channels
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.heavy + other.heavy,
+            self.light + other.light,
+            self.macs + other.macs,
+            self.parameters + other.parameters,
+            self.dense or other.dense,
+        )
+
+    def at(self, density: int) -> Cost:
+        """The same at a resolution `density` times higher than the sink's."""
+        return replace(self, macs=self.macs * density)
+
+
+def cost_of_form(form: Form) -> Cost:
+    """Cost of an emitted form."""
+    match form.kind:
+        case Kind.IDENTITY:
+            return Cost()
+        case Kind.COPY:
+            return Cost(light=1)
+        case Kind.SCALE:
+            return Cost(light=2, parameters=form.parameters)
+        case Kind.CONV | Kind.LINEAR:
+            extras = [form.gather is not None, form.order is not None, form.padded_apart and form.kind is Kind.CONV]
+            light = form.borders + sum(extras)
+            return Cost(1, light, form.macs, form.parameters, dense=form.in_channels > form.groups)
+
+
+def cost_of_map(map_: AffineConv) -> Cost:
+    """Cost of a map in its executed form."""
+    return cost_of_form(form_of(map_))
+
+
+def cost_as_written(map_: AffineConv) -> Cost:
+    """Cost of the operation that the user wrote: a crop or a pad is a copy, not a convolution."""
+    if map_.incidence.is_depthwise and all(k == 1 for k in map_.kernel) and not map_.borders and not map_.is_pointwise:
+        return Cost(light=1)
+    return cost_of_map(map_)
+
+
+def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
+    """What executing a node of the graph costs, per position of its output."""
+    match lifted.op(node):
+        case Affine():
+            map_ = lifted.map_of(node, axes)
+            if isinstance(map_, Decline):
+                return Cost(light=1)
+            return cost_of_map(map_) if node in lifted.records else cost_as_written(map_)
+        case Sum(terms=terms, shift=shift):
+            scales = sum(factor not in (1.0, -1.0) for _, factor in terms)
+            return Cost(light=max(1, len(terms) - 1 + scales) + (1 if shift and len(terms) > 1 else 0))
+        case Concat() | Alias():
+            return Cost(light=1)
+        case Constant() | Input() | Opaque():
+            return Cost()
+
+
+def cost_of_nodes(lifted: LiftedGraph, nodes: Sequence[fx.Node], sinks: Sequence[fx.Node], axes: int) -> Cost:
+    """What executing these nodes costs, per position of the sinks' outputs."""
+    density = dict.fromkeys(sinks, 1)
+    total = Cost()
+    for node in sorted(nodes, reverse=True):
+        own = density.get(node, 1)
+        total = total + cost_of_node(lifted, node, axes).at(own)
+        op = lifted.op(node)
+        factor = own
+        if isinstance(op, Affine):
+            map_ = lifted.map_of(node, axes)
+            factor *= prod(map_.stride) if isinstance(map_, AffineConv) else 1
+        for source in lifted.sources(node):
+            density[source] = max(density.get(source, 1), factor)
+    return total
+
+
+_CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
+_LINEARS = ("addmm", "mm", "linear", "mkldnn_linear")
+_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "batch_norm",
+          "_native_batch_norm_legit", "_batch_norm_no_update")  # fmt: skip
+_SPLITS = ("split", "split_with_sizes", "chunk", "unbind")
+_FREE = ("view", "_unsafe_view", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "detach", "alias",
+         "slice",         "select", "as_strided", "_reshape_alias", "lift_fresh", "empty")  # fmt: skip
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+        self.macs = 0
+        self.in_border = 0
+
+    def add(self, kind: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.in_border:
+            return out
+        name = func.overloadpacket.__name__
+        if name in _CONVOLUTIONS:
+            self.add("convolutions")
+            weight = args[1]
+            transposed = bool(args[6]) if len(args) > 6 else False
+            positions = args[0] if transposed else out
+            self.macs += weight[0].numel() * positions.numel()
+        elif name in _LINEARS:
+            self.add("linears")
+            left = args[1] if name == "addmm" else args[0]
+            self.macs += left.shape[-1] * out.numel()
+        elif name in ("bmm", "baddbmm"):
+            self.add("others")
+            self.macs += args[-2].shape[-1] * out.numel()
+        elif name in _NORMS:
+            self.add("batch_norms")
+        elif name in ("add", "add_", "sub", "sub_"):
+            self.add("adds")
+        elif name in ("mul", "mul_", "div", "div_"):
+            self.add("muls")
+        elif name in ("cat", "stack"):
+            self.add("concats")
+        elif name in _SPLITS:
+            self.add("splits")
+        elif name == "index_select":
+            self.add("permutations")
+        elif name not in _FREE and isinstance(out, Tensor | tuple):
+            self.add("others")
+        return out
+
+
+def count_operations(model: nn.Module, inputs: Sequence[Any]) -> OpCounts:
+    """Operations executed in one forward of `model(*inputs)`, and its multiply-accumulates.
+
+    Counted as they reach the dispatcher, so functional calls count like modules.  Views are free; the
+    broadcast add of a border term is counted apart, and its map, which depends on the size only, is not.
+    """
+    counter = _Counter()
+    borders = 0
+    handles = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        counter.in_border += 1
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal borders
+        counter.in_border -= 1
+        borders += 1
+
+    for module in model.modules():
+        if isinstance(module, BorderTerm):
+            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        with torch.no_grad(), counter:
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    counts = dict(counter.counts)
+    counts["adds"] = counts.get("adds", 0) - borders
+    parameters = sum(p.numel() for p in model.parameters())
+    return OpCounts(**counts, border_terms=borders, parameters=parameters, macs=counter.macs)

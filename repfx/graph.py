@@ -1,0 +1,164 @@
+"""The lifted graph: an fx graph, what each node computes, and who reads whom.
+
+Reading is free for everyone; only `repfx.rewriting` changes it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from repfx.affine import AffineConv
+from repfx.constants import Constants
+from repfx.dead import has_effect
+from repfx.decline import Decline, Reason
+from repfx.lifting import Context, lift
+from repfx.lifting.context import place_of
+from repfx.ops import Affine, Alias, Concat, Constant, Input, Op, Opaque, Sum, affine_sources
+from repfx.shapes import Shapes
+
+
+@dataclass
+class Record:
+    """The history of one rewritten value."""
+
+    map: AffineConv
+    sources: list[str] = field(default_factory=list)  # module paths that went into it
+    kinds: Counter[str] = field(default_factory=Counter)  # operations that went into it
+    rules: list[str] = field(default_factory=list)
+    note: str = ""
+    error: float | None = None
+
+
+class LiftedGraph:
+    """One captured graph with its lifted operations."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module, whole: set[str], shapes: dict[str, tuple[int, ...]]) -> None:
+        self.graph = graph
+        self.root = root
+        constants = Constants(root)
+        self.context = Context(root, constants, Shapes(root, constants.shape), whole)
+        for node in graph.nodes:
+            if node.name in shapes:
+                known = shapes[node.name]
+                self.context.shapes.set(node, (None, *known[1:]) if known else known)
+        self.ops: dict[fx.Node, Op] = {node: lift(node, self.context) for node in graph.nodes}
+        self.records: dict[fx.Node, Record] = {}
+        self._renamed: dict[fx.Node, fx.Node] = {}
+        self._readers: dict[fx.Node, list[fx.Node]] = {}
+
+    def nodes(self) -> list[fx.Node]:
+        """All nodes in order of execution."""
+        return list(self.graph.nodes)
+
+    def op(self, node: fx.Node) -> Op:
+        """What a node computes."""
+        return self.ops[node]
+
+    def alive(self, node: fx.Node) -> bool:
+        """Whether a node is still in the graph."""
+        return node in self.ops
+
+    def current(self, node: fx.Node) -> fx.Node:
+        """The node that stands for a value now, after rewriting."""
+        while node in self._renamed:
+            node = self._renamed[node]
+        return node
+
+    def rename(self, old: fx.Node, new: fx.Node) -> None:
+        """`new` now stands for the value of `old`."""
+        self._renamed[old] = new
+
+    def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The values an affine node reads."""
+        return affine_sources(self.ops[node])
+
+    def is_affine(self, node: fx.Node) -> bool:
+        """Whether a node is an affine function of other values."""
+        return not isinstance(self.ops[node], Constant | Input | Opaque)
+
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """Nodes that use this value; a split or stack whose parts are all understood is looked through."""
+        out: list[fx.Node] = []
+        for user in node.users:
+            if user.users and all(self.is_affine(u) and user not in self.sources(u) for u in user.users):
+                out.extend(u for u in user.users if node in self.sources(u))
+            elif user.users or user.op == "output" or not isinstance(self.ops.get(user), Opaque) or has_effect(user):
+                out.append(user)
+        return out
+
+    def place(self, node: fx.Node) -> str:
+        """Module path of a node, for people."""
+        if node in self.records and self.records[node].sources:
+            return common_path(self.records[node].sources)
+        return place_of(node)
+
+    def channels(self, node: fx.Node, axes: int) -> int | None:
+        """Channel count of a value, as a map over that many spatial axes sees it."""
+        return self.context.shapes.size(node, 1 if axes else -1)
+
+    def map_of(self, node: fx.Node, axes: int) -> AffineConv | Decline:
+        """The map of an `Affine` node over its one source."""
+        op = self.ops[node]
+        assert isinstance(op, Affine)
+        return op.build(axes, self.channels(op.source, axes))
+
+    def kind(self, node: fx.Node) -> str:
+        """A word for what a node is, for the record."""
+        match self.ops[node]:
+            case Sum():
+                return "add"
+            case Concat():
+                return "cat"
+            case Alias():
+                return "no-op"
+            case Affine(axes=axes):
+                map_ = self.map_of(node, axes or 0) if axes is not None else None
+                if isinstance(map_, AffineConv) and map_.selection is not None:
+                    return "slice"
+                if node.op == "call_module":
+                    return _module_word(self.context.module(node))
+                name = getattr(node.target, "__name__", str(node.target))
+                return {"getitem": "slice", "mul": "scale", "truediv": "scale", "add": "shift"}.get(name, name)
+            case _:
+                return "op"
+
+    def unknown_channels(self, node: fx.Node) -> Decline:
+        """The refusal for a value whose channel count structure does not give."""
+        return Decline(
+            Reason.UNKNOWN_FACT,
+            "reads a value whose channel count is not known",
+            self.place(node),
+            "pass example_inputs",
+        )
+
+    def declines(self) -> Iterator[Decline]:
+        """Refusals of the lifting."""
+        for node in self.graph.nodes:
+            op = self.ops.get(node)
+            if isinstance(op, Opaque) and op.decline is not None and node.users:
+                yield op.decline
+
+
+def common_path(paths: list[str]) -> str:
+    """Longest common module path, "stages.0.blocks.1" of "stages.0.blocks.1.norm" and ".conv"."""
+    split = [path.split(":")[0].split(".") for path in paths]
+    common = []
+    for names in zip(*split):
+        if len(set(names)) != 1:
+            break
+        common.append(names[0])
+    return ".".join(common)
+
+
+def _module_word(module: nn.Module) -> str:
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return "conv"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return "batch norm"
+    return type(module).__name__

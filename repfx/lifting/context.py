@@ -1,0 +1,71 @@
+"""What a lifting rule may look at: modules, partial shapes, constants, the place of a node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repfx.constants import Constants
+from repfx.decline import Decline, Reason
+from repfx.ops import Opaque
+from repfx.shapes import Shapes
+
+
+@dataclass
+class Context:
+    """Everything known about one captured graph before any rewriting."""
+
+    root: nn.Module
+    constants: Constants
+    shapes: Shapes
+    whole: set[str] = field(default_factory=set)  # islands and excluded modules: never lifted
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """The module that a call_module node calls."""
+        return self.root.get_submodule(str(node.target))
+
+    def declined(self, node: fx.Node, fact: str, remedy: str = "", reason: Reason = Reason.NOT_EXACT) -> Opaque:
+        """An opaque node that says why."""
+        return Opaque(Decline(reason, fact, place_of(node), remedy, rule="lifting"))
+
+    def tensor(self, value: object) -> Callable[[], Tensor] | None:
+        """A lazily evaluated constant: a constant node, or a Python number."""
+        if isinstance(value, fx.Node) and self.constants.is_constant(value):
+            return lambda: self.constants.value(value)
+        if isinstance(value, int | float):
+            number = float(value)
+            return lambda: torch.tensor(number, dtype=torch.float64)
+        return None
+
+
+def place_of(node: fx.Node) -> str:
+    """Where a node stands: its module path, or the name of the function in it."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack")
+    path = ""
+    if stack:
+        last = list(stack.values())[-1]
+        path = last[0] if isinstance(last, tuple) else str(last)
+    return f"{path}:{node.name}" if path else node.name
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument given by position or by keyword."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def tuple_of(value: object, axes: int) -> tuple[int, ...] | None:
+    """`value` as one integer per axis, or None where it is anything else."""
+    if isinstance(value, int):
+        return (value,) * axes
+    if isinstance(value, tuple | list) and all(isinstance(v, int) for v in value):
+        items = tuple(int(v) for v in value)
+        return items * axes if len(items) == 1 else items if len(items) == axes else None
+    return None

@@ -1,0 +1,243 @@
+"""Copies: identities, slices, splits, concatenations, permutations of channels, spatial cropping."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from repfx import makers
+from repfx.affine import AffineConv
+from repfx.decline import Decline, Reason
+from repfx.incidence import Ints
+from repfx.lifting.context import Context, argument
+from repfx.modules import ChannelOrder
+from repfx.ops import Affine, Alias, Concat, Op
+from repfx.shapes import part_sizes
+
+
+def selected(source: fx.Node, dim: int, indices: Ints, context: Context, total: int) -> Op | None:
+    """source.index_select(dim, indices), where that is the channel axis of some map."""
+    rank = context.shapes.rank(source)
+    first = dim == 1
+    last = dim == -1 or (rank is not None and dim == rank - 1)
+    if not first and not last:
+        return None
+    axes = None if rank is None else (rank - 2 if first else 0)
+
+    def build(wanted: int, _: int | None) -> AffineConv | Decline:
+        if (wanted == 0) != (last and (not first or rank == 2)):
+            return Decline(Reason.NOT_EXACT, "selects along an axis that is not the channel axis here")
+        return makers.select(total, indices, wanted)
+
+    return Affine(source, axes, build)
+
+
+def _identity(node: fx.Node, *_: object) -> Op | None:
+    source = argument(node, 0, "input")
+    return Alias(source) if isinstance(source, fx.Node) else None
+
+
+def _dropout(node: fx.Node, module: Any, context: Context) -> Op | None:
+    if module.training and module.p > 0:
+        return context.declined(node, "is a dropout in training mode inside an eval model", "call its eval()")
+    return _identity(node)
+
+
+def _dropout_function(node: fx.Node, context: Context) -> Op | None:
+    p, training = argument(node, 1, "p", 0.5), argument(node, 2, "training", True)
+    if training is False or p == 0:
+        return _identity(node)
+    return context.declined(node, "drops values at random (training is not False)")
+
+
+def _contiguous(node: fx.Node, context: Context) -> Op | None:
+    return _identity(node) if len(node.args) == 1 and not node.kwargs else None
+
+
+def _part_of_split(node: fx.Node, source: fx.Node, index: int, context: Context) -> Op | None:
+    name = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
+    if name not in ("chunk", "split", "split_with_sizes"):
+        return None
+    value = source.args[0] if source.args else source.kwargs.get("input", source.kwargs.get("tensor"))
+    if not isinstance(value, fx.Node):
+        return None
+    dim = argument(source, 2, "dim", 0)
+    if not isinstance(dim, int):
+        return None
+    rank = context.shapes.rank(value)
+    if dim < 0 and rank is not None:
+        dim %= rank
+    total = context.shapes.size(value, dim)
+    sizes = part_sizes(source, total)
+    if sizes is None or not -len(sizes) <= index < len(sizes):
+        if dim != 1:
+            return None
+        return context.declined(
+            node, "splits a value whose channel count is not known", "pass example_inputs", Reason.UNKNOWN_FACT
+        )
+    index %= len(sizes)
+    start = sum(sizes[:index])
+    return selected(value, dim, np.arange(start, start + sizes[index]), context, sum(sizes))
+
+
+def _getitem(node: fx.Node, context: Context) -> Op | None:
+    source, item = node.args
+    if not isinstance(source, fx.Node):
+        return None
+    if isinstance(item, int):
+        return _part_of_split(node, source, item, context)
+    if not isinstance(item, tuple | slice):
+        return None
+    items = item if isinstance(item, tuple) else (item,)
+    rank = context.shapes.rank(source)
+    if Ellipsis in items:
+        if rank is None:
+            return None
+        place = items.index(Ellipsis)
+        items = (*items[:place], *(slice(None),) * (rank - len(items) + 1), *items[place + 1 :])
+    if not all(isinstance(i, slice) and all(v is None or isinstance(v, int) for v in _ends(i)) for i in items):
+        return None
+    used = [dim for dim, i in enumerate(items) if i != slice(None) and i != slice(0, None) and _ends(i) != (0, None, 1)]
+    if not used:
+        return Alias(source)
+    if used == [1] or (rank is not None and used == [rank - 1] and rank != 4):
+        total = context.shapes.size(source, used[0])
+        if total is None:
+            return context.declined(
+                node, "slices a value whose channel count is not known", "pass example_inputs", Reason.UNKNOWN_FACT
+            )
+        return selected(source, used[0], np.arange(total)[items[used[0]]], context, total)
+    if rank is None or rank < 3 or min(used) < 2:
+        return None
+    return _cropped(source, rank - 2, items[2:])
+
+
+def _ends(item: slice) -> tuple[Any, Any, Any]:
+    return item.start, item.stop, item.step
+
+
+def _cropped(source: fx.Node, axes: int, items: tuple[slice, ...]) -> Op | None:
+    """x[:, :, a::s, a:-b]: a window of one tap, stride s, negative padding."""
+    starts, strides, extents = [], [], []
+    for axis in range(axes):
+        item = items[axis] if axis < len(items) else slice(None)
+        start, stop, step = item.start or 0, item.stop, item.step or 1
+        if start < 0 or step < 1 or (stop is not None and stop >= 0):
+            return None
+        starts.append(start)
+        strides.append(step)
+        extents.append((stop or 0) - start - 1)
+
+    def build(_: int, channels: int | None) -> AffineConv | Decline:
+        if channels is None:
+            return Decline(Reason.UNKNOWN_FACT, "its channel count is not known", remedy="pass example_inputs")
+        return makers.crop(channels, starts, strides, extents)
+
+    return Affine(source, axes, build)
+
+
+def _narrow(node: fx.Node, context: Context) -> Op | None:
+    source, dim = argument(node, 0, "input"), argument(node, 1, "dim")
+    start, length = argument(node, 2, "start"), argument(node, 3, "length")
+    if not isinstance(source, fx.Node) or not all(isinstance(v, int) for v in (dim, start, length)):
+        return None
+    total = context.shapes.size(source, dim)
+    if total is None:
+        return None
+    return selected(source, dim, np.arange(start, start + length), context, total)
+
+
+def _index_select(node: fx.Node, context: Context) -> Op | None:
+    source, dim, index = argument(node, 0, "input"), argument(node, 1, "dim"), argument(node, 2, "index")
+    if not isinstance(source, fx.Node) or not isinstance(dim, int) or not isinstance(index, fx.Node):
+        return None
+    return _indexed(source, dim, index, context)
+
+
+def _indexed(source: fx.Node, dim: int, index: fx.Node, context: Context) -> Op | None:
+    total = context.shapes.size(source, dim)
+    if total is None or index.op != "get_attr":
+        return None
+    values = context.constants.value(index)
+    if values.device.type == "meta" or values.dim() != 1:
+        return None
+    return selected(source, dim, values.cpu().numpy().astype(np.int64), context, total)
+
+
+def _channel_order(node: fx.Node, module: Any, context: Context) -> Op | None:
+    source = argument(node, 0, "x")
+    total = context.shapes.size(source, module.dim) if isinstance(source, fx.Node) else None
+    if total is None or not isinstance(source, fx.Node):
+        return None
+    return selected(source, module.dim, module.index.cpu().numpy(), context, total)
+
+
+def _channel_shuffle(node: fx.Node, module: Any, context: Context) -> Op | None:
+    return _shuffled(argument(node, 0, "input"), module.groups, context)
+
+
+def _shuffled(source: object, groups: object, context: Context) -> Op | None:
+    total = context.shapes.size(source, 1) if isinstance(source, fx.Node) else None
+    if total is None or not isinstance(groups, int) or not isinstance(source, fx.Node):
+        return None
+    return selected(source, 1, np.arange(total).reshape(groups, -1).T.reshape(-1), context, total)
+
+
+def _flip(node: fx.Node, context: Context) -> Op | None:
+    source, dims = argument(node, 0, "input"), argument(node, 1, "dims")
+    if not isinstance(source, fx.Node) or dims not in (1, (1,), [1]):
+        return None
+    total = context.shapes.size(source, 1)
+    return None if total is None else selected(source, 1, np.arange(total)[::-1].copy(), context, total)
+
+
+def _concat(node: fx.Node, context: Context) -> Op | None:
+    parts, dim = argument(node, 0, "tensors"), argument(node, 1, "dim", 0)
+    if not isinstance(parts, tuple | list) or not isinstance(dim, int):
+        return None
+    nodes = tuple(p for p in parts if isinstance(p, fx.Node))
+    if len(nodes) != len(parts) or any(context.constants.is_constant(p) for p in nodes):
+        return None
+    rank = next((r for r in (context.shapes.rank(p) for p in nodes) if r is not None), None)
+    if rank is not None:
+        dim %= rank
+    last = dim == -1 or (rank is not None and dim == rank - 1)
+    if dim != 1 and not last:
+        return None
+    return Concat(nodes, first=dim == 1, last=last)
+
+
+_IDENTITY_METHODS = ("contiguous", "clone", "detach")
+Rule = Callable[[fx.Node, Context], Op | None]
+
+MODULES: dict[type[nn.Module], Callable[[fx.Node, Any, Context], Op | None]] = {
+    nn.Identity: _identity,
+    nn.modules.dropout._DropoutNd: _dropout,
+    nn.ChannelShuffle: _channel_shuffle,
+    ChannelOrder: _channel_order,
+}
+FUNCTIONS: dict[Any, Rule] = {
+    F.dropout: _dropout_function,
+    F.dropout2d: _dropout_function,
+    operator.getitem: _getitem,
+    torch.cat: _concat,
+    torch.concat: _concat,
+    torch.narrow: _narrow,
+    torch.index_select: _index_select,
+    torch.flip: _flip,
+    F.channel_shuffle: lambda node, context: _shuffled(
+        argument(node, 0, "input"), argument(node, 1, "groups"), context
+    ),
+}
+METHODS: dict[str, Rule] = {
+    **dict.fromkeys(_IDENTITY_METHODS, _contiguous),
+    "narrow": _narrow,
+    "index_select": _index_select,
+    "flip": _flip,
+}

@@ -1,0 +1,77 @@
+"""What a pass is: a function from a lifted graph to proposals and refusals.
+
+A pass owns no state and mutates nothing.  A proposal replaces values by expressions over other values;
+the engine (`repfx.rewriting`) takes it through one gate before anything changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import fx
+
+from repfx.affine import AffineConv
+from repfx.decline import Decline
+from repfx.graph import LiftedGraph
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value as it is."""
+
+    node: fx.Node
+
+
+@dataclass(frozen=True, eq=False)
+class Apply:
+    """An affine map of a value: it will be one emitted module."""
+
+    map: AffineConv
+    value: fx.Node
+
+
+@dataclass(frozen=True)
+class Add:
+    """The sum of values, in order."""
+
+    values: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class Cat:
+    """The concatenation of values along `dim`."""
+
+    values: tuple[Expr, ...]
+    dim: int
+
+
+Expr = Ref | Apply | Add | Cat
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """Replace each node by an expression; the `interior` (replaced nodes included) disappears.
+
+    With `across`, the values between replaced nodes change too (a channel order), and only `outputs`
+    are compared by the verification.
+    """
+
+    rule: str
+    replacements: tuple[tuple[fx.Node, Expr], ...]
+    interior: tuple[fx.Node, ...]
+    note: str = ""
+    across: tuple[fx.Node, ...] = ()  # untouched nodes that carry changed values
+    outputs: tuple[fx.Node, ...] = ()
+
+
+class Pass(Protocol):
+    """One idea.  `name` is its file's name."""
+
+    @property
+    def name(self) -> str: ...
+
+    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
+        """Proposals and refusals, in the order they should be tried."""
+        ...

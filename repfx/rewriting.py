@@ -1,0 +1,262 @@
+"""The one place that changes a graph: the gate every proposal passes, and its commitment.
+
+Gate: nothing inside is used outside -> the objective's cost strictly falls -> the region agrees with
+its replacement on hostile inputs -> commit.  New values are nodes without a module yet; the module is
+written at the end (`repfx.compiler`), from the float64 map kept in `LiftedGraph.records`.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import fx
+
+from repfx.affine import AffineConv
+from repfx.cost import Cost, cost_of_map, cost_of_nodes
+from repfx.dead import has_effect
+from repfx.decline import Decline, Reason
+from repfx.graph import LiftedGraph, Record
+from repfx.objective import Objective
+from repfx.ops import Affine, Alias, Concat, Opaque, Sum
+from repfx.protocol import Add, Apply, Cat, Expr, Pass, Proposal, Ref
+from repfx.regions import used_outside
+from repfx.verification import verify_proposal
+
+PENDING = "repfx_pending"  # target of nodes whose module is not written yet
+
+
+@dataclass
+class Engine:
+    """Runs passes over one lifted graph until nothing improves any more."""
+
+    lifted: LiftedGraph
+    objective: Objective
+    excluded: Callable[[fx.Node], bool]
+    verify: bool = True
+    progress: Callable[[str, float], None] | None = None
+    declines: dict[tuple[str, str, str], Decline] = field(default_factory=dict)
+    verify_seconds: float = 0.0
+
+    def run(self, passes: Sequence[Pass], limit: int = 50) -> None:
+        """Sweep all passes until a whole sweep changes nothing.
+
+        Every commitment strictly lowers the cost, so this ends; `limit` only guards against our bugs.
+        """
+        for sweep in range(limit):
+            self.declines.clear()
+            changed = False
+            for index, one in enumerate(passes):
+                if self.progress is not None:
+                    self.progress(f"sweep {sweep + 1}: {one.name}", index / len(passes))
+                changed |= self._run_pass(one)
+            if not changed:
+                return
+        raise AssertionError("passes did not settle")
+
+    def _run_pass(self, one: Pass) -> bool:
+        changed = False
+        for item in one.propose(self.lifted):
+            outcome = item if isinstance(item, Decline) else self.gate(item)
+            if isinstance(outcome, Decline):
+                signed = outcome.by(one.name)
+                self.declines[(signed.rule, signed.subject, signed.fact)] = signed
+                continue
+            changed = True
+        return changed
+
+    def gate(self, proposal: Proposal) -> Decline | None:
+        """Commit the proposal, or say why not."""
+        lifted = self.lifted
+        sinks = [node for node, _ in proposal.replacements]
+        place = lifted.place(sinks[-1])
+        for node in proposal.interior:
+            if self.excluded(node):
+                return Decline(Reason.EXCLUDED, "is excluded", lifted.place(node))
+        leak = used_outside(lifted, proposal.interior, sinks) if not proposal.across else None
+        if leak is not None:
+            reader = "the output" if leak[1].op == "output" else lifted.place(leak[1])
+            fact = f"is read inside the region and by {reader}"
+            return Decline(Reason.OUTSIDE_USE, fact, lifted.place(leak[0]))
+        for _, expr in proposal.replacements:
+            for value in values_of(expr):
+                if value.meta.get("aliased"):
+                    fact = "would read a value that an in-place operation overwrites"
+                    return Decline(Reason.NOT_EXACT, fact, place)
+        axes = next((m.axes for _, expr in proposal.replacements for m in maps_of(expr)), 0)
+        before = cost_of_nodes(lifted, proposal.interior, sinks, axes)
+        after = sum((cost_of_expr(expr) for _, expr in proposal.replacements), Cost())
+        refused = self.objective.refuses(before, after)
+        if refused is not None:
+            return refused.at(place)
+        error = None
+        if self.verify:
+            started = time.perf_counter()
+            checked = verify_proposal(lifted, proposal)
+            self.verify_seconds += time.perf_counter() - started
+            if isinstance(checked, Decline):
+                return checked.at(place)
+            error = checked
+        self._commit(proposal, error)
+        return None
+
+    def _commit(self, proposal: Proposal, error: float | None) -> None:
+        lifted = self.lifted
+        share = _shares(lifted, proposal)
+        for node, expr in proposal.replacements:
+            with lifted.graph.inserting_before(node):
+                new = self._build(expr, node, proposal, share.get(node, []), error)
+            known = lifted.context.shapes.of(node)
+            if new not in lifted.context.shapes._known or lifted.context.shapes.of(new) is None:
+                lifted.context.shapes.set(new, known)
+            node.replace_all_uses_with(new)
+            _retarget(lifted, node, new)
+            lifted.rename(node, new)
+        erase_unused(lifted, proposal.interior)
+
+    def _build(
+        self, expr: Expr, sink: fx.Node, proposal: Proposal, absorbed: Sequence[fx.Node], error: float | None
+    ) -> fx.Node:
+        lifted = self.lifted
+        match expr:
+            case Ref(node=node):
+                return lifted.current(node)
+            case Apply(map=map_, value=given):
+                value = lifted.current(given)  # an earlier replacement of this proposal may stand for it
+                new = lifted.graph.call_module(PENDING, (value,))
+                new.meta["nn_module_stack"] = sink.meta.get("nn_module_stack", {})
+                lifted.ops[new] = Affine(value, map_.axes, lambda axes, channels: map_)
+                lifted.records[new] = _record(lifted, map_, proposal, absorbed, error)
+                shape = (None, map_.out_channels, *(None,) * map_.axes) if map_.axes else None
+                lifted.context.shapes.set(new, shape)
+                return new
+            case Add(values=values):
+                nodes = [
+                    self._build(v, sink, proposal, absorbed if i == 0 else (), error) for i, v in enumerate(values)
+                ]
+                total = nodes[0]
+                for node in nodes[1:]:
+                    left = total
+                    total = lifted.graph.call_function(operator.add, (left, node))
+                    total.meta["nn_module_stack"] = sink.meta.get("nn_module_stack", {})
+                    lifted.ops[total] = Sum(((left, 1.0), (node, 1.0)))
+                    lifted.context.shapes.set(total, lifted.context.shapes.of(sink))
+                return total
+            case Cat(values=values, dim=dim):
+                nodes = [
+                    self._build(v, sink, proposal, absorbed if i == 0 else (), error) for i, v in enumerate(values)
+                ]
+                new = lifted.graph.call_function(torch.cat, (nodes, dim))
+                new.meta["nn_module_stack"] = sink.meta.get("nn_module_stack", {})
+                rank = lifted.context.shapes.rank(sink)
+                lifted.ops[new] = Concat(tuple(nodes), first=dim == 1, last=dim == -1 or rank == dim + 1)
+                return new
+
+
+def values_of(expr: Expr) -> Iterable[fx.Node]:
+    """The values that an expression reads."""
+    match expr:
+        case Ref(node=node) | Apply(value=node):
+            yield node
+        case Add(values=values) | Cat(values=values):
+            for value in values:
+                yield from values_of(value)
+
+
+def maps_of(expr: Expr) -> Iterable[AffineConv]:
+    """The maps in an expression."""
+    match expr:
+        case Apply(map=map_):
+            yield map_
+        case Add(values=values) | Cat(values=values):
+            for value in values:
+                yield from maps_of(value)
+        case Ref():
+            return
+
+
+def cost_of_expr(expr: Expr) -> Cost:
+    """What executing an expression costs, per position of its output."""
+    match expr:
+        case Ref():
+            return Cost()
+        case Apply(map=map_):
+            return cost_of_map(map_)
+        case Add(values=values):
+            return sum((cost_of_expr(v) for v in values), Cost(light=len(values) - 1))
+        case Cat(values=values):
+            return sum((cost_of_expr(v) for v in values), Cost(light=1))
+
+
+def erase_unused(lifted: LiftedGraph, nodes: Iterable[fx.Node]) -> None:
+    """Erase nodes that nothing reads any more, and what only they read."""
+    work = sorted((n for n in nodes if lifted.alive(n)), reverse=True)
+    while work:
+        node = work.pop(0)
+        if not lifted.alive(node) or node.users or node.op in ("placeholder", "output"):
+            continue
+        feeding = [n for n in node.all_input_nodes if n.op != "placeholder"]
+        lifted.graph.erase_node(node)
+        del lifted.ops[node]
+        lifted.records.pop(node, None)
+        work.extend(n for n in feeding if not n.users and not has_effect(n))
+
+
+def _retarget(lifted: LiftedGraph, old: fx.Node, new: fx.Node) -> None:
+    """Lifted operations that read `old` read `new`."""
+    for user in [*new.users, *(u for carrier in new.users for u in carrier.users)]:
+        op = lifted.ops.get(user)
+        match op:
+            case Affine(source=source) if source is old:
+                lifted.ops[user] = replace(op, source=new)
+            case Alias(source=source) if source is old:
+                lifted.ops[user] = Alias(new)
+            case Sum(terms=terms) if any(t is old for t, _ in terms):
+                lifted.ops[user] = replace(op, terms=tuple((new if t is old else t, f) for t, f in terms))
+            case Concat(parts=parts) if old in parts:
+                lifted.ops[user] = replace(op, parts=tuple(new if p is old else p for p in parts))
+            case Opaque(inputs=inputs) if old in inputs:
+                lifted.ops[user] = replace(op, inputs=tuple(new if i is old else i for i in inputs))
+            case _:
+                continue
+
+
+def _shares(lifted: LiftedGraph, proposal: Proposal) -> dict[fx.Node, list[fx.Node]]:
+    """Which interior nodes each replacement absorbs: those above it that no other one absorbed."""
+    inside, taken = set(proposal.interior), set()
+    shares: dict[fx.Node, list[fx.Node]] = {}
+    for sink, _ in sorted(proposal.replacements, key=lambda r: r[0]):
+        own, work = [], [sink]
+        while work:
+            node = work.pop()
+            if node not in inside or node in taken:
+                continue
+            taken.add(node)
+            own.append(node)
+            work.extend(lifted.sources(node))
+        shares[sink] = own
+    return shares
+
+
+def _record(
+    lifted: LiftedGraph, map_: AffineConv, proposal: Proposal, absorbed: Sequence[fx.Node], error: float | None
+) -> Record:
+    record = Record(map_, note=proposal.note, error=error)
+    for node in sorted(absorbed):
+        old = lifted.records.get(node)
+        if old is None:
+            record.kinds[lifted.kind(node)] += 1
+            record.sources.append(lifted.place(node))
+            continue
+        record.kinds.update(old.kinds)
+        record.sources += old.sources
+        record.rules += [rule for rule in old.rules if rule not in record.rules]
+        record.note = record.note or old.note
+        known = [e for e in (record.error, old.error) if e is not None]
+        record.error = max(known) if known else None
+    if proposal.rule not in record.rules:
+        record.rules.append(proposal.rule)
+    return record

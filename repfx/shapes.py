@@ -1,0 +1,368 @@
+"""What is known of the shape of each value from structure alone: a partial shape.
+
+A partial shape is a tuple with an int where a size is known and None where it is not, or None where
+not even the rank is.  It comes from the layers (a Conv2d gives rank 4 and its channels), not from
+running anything; `example_inputs` fill in what structure leaves open.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+Shape = tuple[int | None, ...] | None
+
+_BATCH_NORM_RANK = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+_SAME = (
+    nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Dropout, nn.Dropout2d, nn.Identity, nn.ReLU,
+    nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.Tanh,
+    nn.Softmax, nn.Mish, nn.Softplus, nn.Hardtanh,
+)  # fmt: skip
+_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool3d)
+_SAME_FUNCTIONS = {
+    F.relu, F.gelu, F.silu, F.sigmoid, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.tanh, F.softmax, F.dropout,
+    F.batch_norm, F.layer_norm, F.group_norm, F.relu6, F.mish, F.softplus, F.hardtanh, F.normalize, torch.relu,
+    torch.sigmoid, torch.tanh, torch.clamp, torch.exp, torch.sqrt, torch.rsqrt, torch.abs, torch.neg, torch.square,
+    torch.log, torch.erf, operator.neg, torch.softmax, torch.batch_norm,
+}  # fmt: skip
+_SAME_METHODS = {
+    "contiguous", "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "clamp", "clamp_", "float", "half", "double", "to",
+    "type_as", "softmax", "exp", "sqrt", "rsqrt", "abs", "neg", "square", "clone", "detach", "pow", "log", "mul_",
+    "add_", "sub_", "div_", "hardtanh_",
+}  # fmt: skip
+_BINARY = {
+    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
+    operator.itruediv, torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum, operator.pow,
+}  # fmt: skip
+_BINARY_METHODS = {"add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_"}
+
+
+class Shapes:
+    """Partial shapes of all values of a graph, computed on demand and remembered."""
+
+    def __init__(self, root: nn.Module, constants: Callable[[fx.Node], torch.Size | None]) -> None:
+        self.root = root
+        self._constant = constants
+        self._known: dict[fx.Node, Shape] = {}
+
+    def set(self, node: fx.Node, shape: Shape) -> None:
+        """Record a shape that is known otherwise."""
+        self._known[node] = shape
+
+    def of(self, node: fx.Node) -> Shape:
+        """Partial shape of one value."""
+        if node not in self._known:
+            self._compute(node)
+        return self._known[node]
+
+    def rank(self, node: fx.Node) -> int | None:
+        """Number of dimensions, if known."""
+        shape = self.of(node)
+        return None if shape is None else len(shape)
+
+    def size(self, node: fx.Node, dim: int) -> int | None:
+        """Size along one dimension, if known."""
+        shape = self.of(node)
+        if shape is None or not -len(shape) <= dim < len(shape):
+            return None
+        return shape[dim]
+
+    def _compute(self, root: fx.Node) -> None:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            missing = [a for a in node.all_input_nodes if a not in self._known]
+            if node in self._known:
+                stack.pop()
+            elif missing and node.op != "placeholder":
+                stack.extend(missing)
+            else:
+                self._known[stack.pop()] = self._rule(node)
+
+    def _rule(self, node: fx.Node) -> Shape:
+        constant = self._constant(node)
+        if constant is not None:
+            return tuple(constant)
+        match node.op:
+            case "placeholder":
+                return self._from_readers(node)
+            case "call_module":
+                return self._module(node, self.root.get_submodule(str(node.target)))
+            case "call_function":
+                return self._function(node, node.target)
+            case "call_method":
+                return self._method(node, str(node.target))
+            case _:
+                return None
+
+    def _from_readers(self, node: fx.Node) -> Shape:
+        """A model input has the rank and channels that its first convolution asks for."""
+        for user in node.users:
+            if user.op == "call_module":
+                module = self.root.get_submodule(str(user.target))
+                if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and user.args[:1] == (node,):
+                    return (None, module.in_channels, *(None,) * len(module.kernel_size))
+                if type(module) in _BATCH_NORM_RANK:
+                    rank = _BATCH_NORM_RANK[type(module)]
+                    return (None, module.num_features, *(None,) * (rank - 2))
+            if user.op == "call_function" and user.target in (F.conv2d, torch.conv2d) and user.args[:1] == (node,):
+                weight = user.args[1] if len(user.args) > 1 else user.kwargs.get("weight")
+                shape = self._constant(weight) if isinstance(weight, fx.Node) else None
+                groups = user.args[6] if len(user.args) > 6 else user.kwargs.get("groups", 1)
+                if shape is not None and isinstance(groups, int):
+                    return (None, shape[1] * groups, None, None)
+        for user in node.users:
+            quarter = self._chunked(node, user)
+            if quarter is not None:
+                return quarter
+        return None
+
+    def _chunked(self, node: fx.Node, user: fx.Node) -> Shape:
+        """chunk(x, n, 1) whose first and last parts feed convolutions of q channels: x has n q."""
+        name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+        if name != "chunk" or _argument(user, 2, "dim", 0) != 1:
+            return None
+        count = _argument(user, 1, "chunks", None)
+        sizes: dict[int, tuple[int, int]] = {}
+        for part in user.users:
+            if part.target is operator.getitem and isinstance(part.args[1], int):
+                shape = self._from_readers(part)
+                if shape is not None and isinstance(shape[1], int):
+                    sizes[part.args[1]] = (shape[1], len(shape))
+        if not isinstance(count, int) or count - 1 not in sizes or len({s for s, _ in sizes.values()}) != 1:
+            return None
+        (size, rank) = sizes[count - 1]
+        if len(sizes) == 1:
+            return None
+        return (None, size * count, *(None,) * (rank - 2))
+
+    def _module(self, node: fx.Node, module: nn.Module) -> Shape:
+        source = node.args[0] if node.args else None
+        given = self.of(source) if isinstance(source, fx.Node) else None
+        match module:
+            case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+                return (None, module.out_channels, *(None,) * len(module.kernel_size))
+            case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
+                return (None, module.out_channels, *(None,) * len(module.kernel_size))
+            case nn.Linear():
+                return None if given is None else (*given[:-1], module.out_features)
+            case nn.BatchNorm2d() | nn.BatchNorm3d():
+                rank = 4 if isinstance(module, nn.BatchNorm2d) else 5
+                return given or (None, module.num_features, *(None,) * (rank - 2))
+            case nn.Flatten():
+                return _flattened(given, module.start_dim, module.end_dim)
+        if isinstance(module, _SAME):
+            return given
+        if isinstance(module, _POOLS):
+            axes = int(type(module).__name__[-2])
+            return None if given is None else (*given[:-axes], *(None,) * axes)
+        if isinstance(module, _ADAPTIVE):
+            axes = int(type(module).__name__[-2])
+            out = module.output_size
+            sizes = (out,) * axes if isinstance(out, int) or out is None else tuple(out)
+            return None if given is None else (*given[:-axes], *sizes)
+        if isinstance(module, nn.Upsample | nn.ZeroPad2d | nn.ReflectionPad2d | nn.ReplicationPad2d):
+            return None if given is None else (*given[:2], *(None,) * (len(given) - 2))
+        if isinstance(module, nn.PixelShuffle | nn.PixelUnshuffle) and given is not None and given[1] is not None:
+            if isinstance(module, nn.PixelShuffle):
+                return (given[0], given[1] // module.upscale_factor**2, None, None)
+            return (given[0], given[1] * module.downscale_factor**2, None, None)
+        return None
+
+    def _function(self, node: fx.Node, target: Any) -> Shape:
+        inputs = [self.of(a) for a in node.all_input_nodes]
+        given = inputs[0] if inputs else None
+        if target in _SAME_FUNCTIONS:
+            return given
+        if target in _BINARY:
+            return self._broadcast(node)
+        name = getattr(target, "__name__", "")
+        if name in ("conv1d", "conv2d", "conv3d"):
+            weight = _argument(node, 1, "weight", None)
+            shape = self.of(weight) if isinstance(weight, fx.Node) else None
+            return (None, shape[0] if shape else None, *(None,) * int(name[4]))
+        if name == "linear":
+            weight = _argument(node, 1, "weight", None)
+            shape = self.of(weight) if isinstance(weight, fx.Node) else None
+            return None if given is None or shape is None else (*given[:-1], shape[0])
+        if name in ("avg_pool2d", "max_pool2d", "max_pool2d_with_indices", "interpolate", "pad"):
+            return None if given is None else (*given[:2], *(None,) * (len(given) - 2))
+        if name in ("boolean_dispatch", "_max_pool2d", "fn"):
+            return None if given is None else (*given[:2], *(None,) * (len(given) - 2))
+        if name == "adaptive_avg_pool2d":
+            out = _argument(node, 1, "output_size", None)
+            sizes = (out, out) if isinstance(out, int) else tuple(out) if isinstance(out, tuple) else (None, None)
+            return None if given is None else (*given[:-2], *sizes)
+        if name in (
+            "flatten",
+            "mean",
+            "sum",
+            "amax",
+            "permute",
+            "transpose",
+            "cat",
+            "concat",
+            "stack",
+            "unsqueeze",
+        ):
+            return self._rearranged(node, name)
+        if target is operator.getitem:
+            return self._getitem(node)
+        return None
+
+    def _method(self, node: fx.Node, name: str) -> Shape:
+        given = self.of(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        if name in _BINARY_METHODS:
+            return self._broadcast(node)
+        if name in _SAME_METHODS:
+            return given
+        if name in ("view", "reshape"):
+            sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
+            return tuple(s if isinstance(s, int) and s >= 0 else None for s in sizes)  # type: ignore[union-attr]
+        return self._rearranged(node, name)
+
+    def _rearranged(self, node: fx.Node, name: str) -> Shape:
+        first = node.args[0] if node.args else None
+        given = self.of(first) if isinstance(first, fx.Node) else None
+        if name in ("cat", "concat", "stack"):
+            return self._joined(node, name)
+        if given is None:
+            return None
+        match name:
+            case "flatten":
+                start, end = _argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1)
+                return _flattened(given, start, end)
+            case "mean" | "sum" | "amax":
+                dims = _argument(node, 1, "dim", None)
+                keep = _argument(node, 2, "keepdim", False)
+                if isinstance(dims, int):
+                    dims = (dims,)
+                if not isinstance(dims, tuple | list):
+                    return ()
+                gone = {d % len(given) for d in dims}
+                return tuple(1 if i in gone else s for i, s in enumerate(given) if keep or i not in gone)
+            case "permute":
+                dims = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
+                return tuple(given[d] for d in dims)  # type: ignore[index, union-attr]
+            case "transpose":
+                sizes = list(given)
+                a, b = node.args[1], node.args[2]
+                sizes[a], sizes[b] = sizes[b], sizes[a]  # type: ignore[index]
+                return tuple(sizes)
+            case "unsqueeze":
+                dim = _argument(node, 1, "dim", 0)
+                place = dim % (len(given) + 1)
+                return (*given[:place], 1, *given[place:])
+            case _:
+                return None
+
+    def _joined(self, node: fx.Node, name: str) -> Shape:
+        parts = node.args[0] if node.args else node.kwargs.get("tensors")
+        dim = _argument(node, 1, "dim", 0)
+        if not isinstance(parts, tuple | list) or not isinstance(dim, int):
+            return None
+        shapes = [self.of(p) for p in parts if isinstance(p, fx.Node)]
+        known = next((s for s in shapes if s is not None), None)
+        if known is None:
+            return None
+        if name == "stack":
+            place = dim % (len(known) + 1)
+            return (*known[:place], len(parts), *known[place:])
+        place = dim % len(known)
+        sizes = [None if s is None else s[place] for s in shapes]
+        total = None if None in sizes else sum(s for s in sizes if s is not None)
+        return (*known[:place], total, *known[place + 1 :])
+
+    def _getitem(self, node: fx.Node) -> Shape:
+        source, item = node.args
+        if not isinstance(source, fx.Node):
+            return None
+        if isinstance(item, int):
+            return self._part(source, item)
+        given = self.of(source)
+        if given is None or not isinstance(item, tuple | slice):
+            return None
+        items = item if isinstance(item, tuple) else (item,)
+        if Ellipsis in items:
+            place = items.index(Ellipsis)
+            fill = len(given) - sum(i is not None for i in items) + 1
+            items = (*items[:place], *(slice(None),) * fill, *items[place + 1 :])
+        out: list[int | None] = []
+        sizes = iter(given)
+        for index in items:
+            if index is None:
+                out.append(1)
+                continue
+            size = next(sizes)
+            if isinstance(index, slice):
+                plain = all(v is None or isinstance(v, int) for v in (index.start, index.stop, index.step))
+                whole = index == slice(None)
+                out.append(size if whole else len(range(size)[index]) if size is not None and plain else None)
+            elif not isinstance(index, int):
+                return None
+        return (*out, *sizes)
+
+    def _part(self, source: fx.Node, index: int) -> Shape:
+        """One part of a chunk, split or unbind."""
+        name = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
+        first = source.args[0] if source.args else None
+        given = self.of(first) if isinstance(first, fx.Node) else None
+        if given is None or name not in ("chunk", "split", "unbind", "split_with_sizes", "tensor_split"):
+            return None
+        dim = _argument(source, 1 if name == "unbind" else 2, "dim", 0) % len(given)
+        if name == "unbind":
+            return (*given[:dim], *given[dim + 1 :])
+        sizes = part_sizes(source, given[dim])
+        size = sizes[index] if sizes is not None and -len(sizes) <= index < len(sizes) else None
+        return (*given[:dim], size, *given[dim + 1 :])
+
+    def _broadcast(self, node: fx.Node) -> Shape:
+        shapes = [self.of(a) for a in node.args if isinstance(a, fx.Node)]
+        if not shapes or any(s is None for s in shapes):
+            # an unknown operand is taken to have the known one's shape only where both are values
+            return None
+        rank = max(len(s) for s in shapes if s is not None)
+        out: list[int | None] = []
+        for i in range(-rank, 0):
+            sizes = [s[i] for s in shapes if s is not None and -i <= len(s)]
+            big = [s for s in sizes if s != 1]
+            known = [s for s in big if s is not None]
+            out.append(known[0] if known else (1 if not big else None))
+        return tuple(out)
+
+
+def part_sizes(node: fx.Node, total: int | None) -> list[int] | None:
+    """Sizes of the parts that a chunk or split makes, if known."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    wish = _argument(node, 1, {"chunk": "chunks", "split": "split_size_or_sections"}.get(name, "sizes"), None)
+    if wish is None:
+        wish = node.kwargs.get("split_size", node.kwargs.get("split_sizes"))
+    if isinstance(wish, tuple | list) and all(isinstance(s, int) for s in wish):
+        return [int(s) for s in wish]  # type: ignore[arg-type]
+    if total is None or not isinstance(wish, int) or wish <= 0:
+        return None
+    size = -(-total // wish) if name == "chunk" else wish
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+def _flattened(given: Shape, start: int, end: int) -> Shape:
+    if given is None:
+        return None
+    start, end = start % len(given), end % len(given)
+    sizes = given[start : end + 1]
+    product: int | None = 1
+    for s in sizes:
+        product = None if s is None or product is None else product * s
+    return (*given[:start], product, *given[end + 1 :])
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)

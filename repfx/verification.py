@@ -1,0 +1,217 @@
+"""Probes: does a replacement agree with what it replaces, on inputs chosen to break it?
+
+Every region is run as the original modules and as the emitted ones, in float64, at odd, non-square and
+smaller-than-kernel sizes, on random values, zeros, ones and border impulses.  The bound is derived,
+
+    relative error <= SLACK * eps(float64) * sqrt(fan in) * amplification,
+
+and a disagreement is our bug: the rewrite is not applied and the report says so.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repfx.decline import Decline, Reason
+from repfx.emission import Target, emit
+from repfx.graph import LiftedGraph
+from repfx.ops import Affine
+from repfx.protocol import Add, Apply, Cat, Expr, Proposal, Ref
+
+FLOAT64_BOUND = 1e-10  # relative, after folds whose condition is at most 1e5
+_SIZES = ((7, 10, 5), (12, 5, 6), (3, 2, 3), (16, 24, 8))
+_DOUBLE = Target(torch.float64, requires_grad=False)
+
+
+def verify_proposal(lifted: LiftedGraph, proposal: Proposal) -> float | Decline | None:
+    """Worst relative float64 error over the probes; None where no probe could be made."""
+    replaced = dict(proposal.replacements)
+    region = sorted({*proposal.interior, *proposal.across})
+    inside = set(region)
+    inputs = sorted({n for node in region for n in _read(lifted, node) if n not in inside})
+    inputs = sorted({*inputs, *(n for e in replaced.values() for n in _leaves(e) if n not in inside)})
+    outputs = list(proposal.outputs or replaced)
+    runner = _Runner(lifted)
+    worst: float | None = None
+    for probe in _probes(lifted, region, inputs):
+        try:
+            old = runner.run(region, probe, {})
+        except (RuntimeError, ValueError, IndexError):
+            continue  # this size is one the original does not accept either
+        new = runner.run(region, probe, replaced)
+        for node in outputs:
+            a, b = old[node], new[node]
+            if a.shape != b.shape:
+                return _bug(f"gives shape {tuple(b.shape)} instead of {tuple(a.shape)}")
+            if not bool(torch.isfinite(a).all()):
+                continue
+            error = float((a - b).abs().max() / a.abs().max().clamp_min(1e-300)) if a.numel() else 0.0
+            if error > FLOAT64_BOUND:
+                return _bug(
+                    f"differs by {error:.1e} (relative) at input size {tuple(next(iter(probe.values())).shape)}"
+                )
+            worst = error if worst is None else max(worst, error)
+    return worst
+
+
+def _bug(fact: str) -> Decline:
+    return Decline(Reason.VERIFICATION, f"the replacement {fact}", remedy="this is a bug in repfx; nothing was changed")
+
+
+def _read(lifted: LiftedGraph, node: fx.Node) -> tuple[fx.Node, ...]:
+    """Values that evaluating this node in a region needs."""
+    sources = lifted.sources(node)
+    if sources:
+        return sources
+    return tuple(n for n in node.all_input_nodes if not lifted.context.constants.is_constant(n))
+
+
+def _leaves(expr: Expr) -> Sequence[fx.Node]:
+    match expr:
+        case Ref(node=node) | Apply(value=node):
+            return [node]
+        case Add(values=values) | Cat(values=values):
+            return [leaf for value in values for leaf in _leaves(value)]
+
+
+class _Runner:
+    """Evaluates nodes in float64: the user's own modules and functions, or emitted modules."""
+
+    def __init__(self, lifted: LiftedGraph) -> None:
+        self.lifted = lifted
+        self._modules: dict[str, nn.Module] = {}
+        self._emitted: dict[int, list[nn.Module]] = {}
+        self._constants: dict[fx.Node, Any] = {}
+
+    def run(
+        self, region: Sequence[fx.Node], probe: Mapping[fx.Node, Tensor], replaced: Mapping[fx.Node, Expr]
+    ) -> dict[fx.Node, Tensor]:
+        """Values of all region nodes, some of them computed by their replacements."""
+        env: dict[fx.Node, Any] = dict(probe)
+        interior_needed = set(replaced) if replaced else set(region)
+        with torch.no_grad():
+            for node in region:
+                if node in replaced:
+                    env[node] = self._expression(replaced[node], env)
+                elif not replaced or all(n in env for n in _read(self.lifted, node)):
+                    env[node] = self._node(node, env)
+        assert interior_needed <= set(env)
+        return env
+
+    def _expression(self, expr: Expr, env: Mapping[fx.Node, Any]) -> Tensor:
+        match expr:
+            case Ref(node=node):
+                return env[node]
+            case Apply(map=map_, value=value):
+                if id(map_) not in self._emitted:
+                    self._emitted[id(map_)] = [module for _, module in emit(map_, _DOUBLE)]
+                out = env[value]
+                for module in self._emitted[id(map_)]:
+                    out = module(out)
+                return out
+            case Add(values=values):
+                total = self._expression(values[0], env)
+                for value in values[1:]:
+                    total = total + self._expression(value, env)
+                return total
+            case Cat(values=values, dim=dim):
+                return torch.cat([self._expression(v, env) for v in values], dim)
+
+    def _node(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+        op = self.lifted.op(node)
+        if node in self.lifted.records and isinstance(op, Affine):
+            return self._expression(Apply(self.lifted.records[node].map, op.source), env)
+        return self._original(node, env)
+
+    def _original(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+        """The user's own operation; what it reads is computed first where it is a split, stack or constant."""
+
+        def value(n: fx.Node) -> Any:
+            if n in env:
+                return env[n]
+            if self.lifted.context.constants.is_constant(n):
+                if n not in self._constants:
+                    self._constants[n] = self.lifted.context.constants.value(n)
+                return self._constants[n]
+            return self._original(n, env)
+
+        args = fx.node.map_arg(node.args, value)
+        kwargs = fx.node.map_arg(node.kwargs, value)
+        match node.op:
+            case "call_module":
+                path = str(node.target)
+                if path not in self._modules:
+                    self._modules[path] = copy.deepcopy(self.lifted.root.get_submodule(path)).double()
+                return self._modules[path](*args, **kwargs)
+            case "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            case "call_function":
+                assert callable(node.target)
+                return node.target(*args, **kwargs)
+            case _:
+                raise RuntimeError(f"{node.name} is outside the region")
+
+
+def _probes(lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> list[dict[fx.Node, Tensor]]:
+    """Hostile inputs of a region, several sizes; none where a channel count or rank is not known."""
+    facts = {node: _facts(lifted, region, node) for node in inputs}
+    if any(f is None for f in facts.values()):
+        return []
+    strides = _strides(lifted, region, inputs)
+    generator = torch.Generator().manual_seed(0)
+    probes = []
+    for index, sizes in enumerate(_SIZES):
+        probe = {}
+        for node, fact in facts.items():
+            assert fact is not None
+            rank, channels, first = fact
+            spatial = [s * strides.get(node, 1) if len(inputs) > 1 else s for s in sizes[: max(rank - 2, 0)]]
+            if rank < 2:
+                shape = [channels]
+            elif first:
+                shape = [2, channels, *spatial]
+            else:
+                shape = [2, *spatial, channels]
+            x = torch.randn(shape, generator=generator, dtype=torch.float64) * 3
+            if index == 1:
+                x = torch.ones_like(x)
+            if index == 2:
+                x = torch.zeros_like(x)
+                x.reshape(-1)[0 :: max(1, x[..., :1].numel() // 3)] = 1.0
+            probe[node] = x
+        probes.append(probe)
+    return probes
+
+
+def _facts(lifted: LiftedGraph, region: Sequence[fx.Node], node: fx.Node) -> tuple[int, int, bool] | None:
+    """(rank, channels, whether channels come first) of a region's input."""
+    shape = lifted.context.shapes.of(node)
+    for reader in region:
+        op = lifted.op(reader)
+        if isinstance(op, Affine) and op.source is node and op.axes is not None:
+            map_ = lifted.map_of(reader, op.axes)
+            if not isinstance(map_, Decline):
+                rank = len(shape) if shape is not None else op.axes + 2
+                return rank, map_.in_channels, op.axes > 0 or rank == 2
+    if shape is None or len(shape) < 2 or shape[1] is None:
+        return None
+    return len(shape), shape[1], True
+
+
+def _strides(lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> dict[fx.Node, int]:
+    """How much larger each input is than the region's output, by the strides in between."""
+    scale: dict[fx.Node, int] = {}
+    for node in sorted(region, reverse=True):
+        own = scale.get(node, 1)
+        op = lifted.op(node)
+        if isinstance(op, Affine) and op.axes:
+            map_ = lifted.map_of(node, op.axes)
+            own *= 1 if isinstance(map_, Decline) else max(map_.stride)
+        for source in _read(lifted, node):
+            scale[source] = max(scale.get(source, 1), own)
+    return scale
