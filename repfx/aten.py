@@ -8,6 +8,7 @@ example input, and the program fails on others by itself or not at all.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ def plain_module(program: ExportedProgram) -> nn.Module:
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target in _SAME:
             node.target = _SAME[node.target]
+        elif node.target in _IN_PLACE and not node.kwargs:
+            node.target = _IN_PLACE[node.target]
         elif node.target is _aten.batch_norm.default:
             _rename_batch_norm(node)
         elif node.target is _aten.dropout.default and node.args[2] is False:
@@ -72,4 +75,11 @@ _SAME: dict[Any, Callable[..., Any]] = {
     _aten.sigmoid.default: torch.sigmoid,
     _aten.silu.default: F.silu,
     _aten.hardswish.default: F.hardswish,
+}
+_IN_PLACE: dict[Any, Callable[..., Any]] = {
+    _aten.add_.Tensor: operator.iadd,
+    _aten.sub_.Tensor: operator.isub,
+    _aten.mul_.Tensor: operator.imul,
+    _aten.div_.Tensor: operator.itruediv,
+    _aten.relu_.default: torch.relu_,
 }
