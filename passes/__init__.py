@@ -11,11 +11,11 @@ from repfx.protocol import Pass
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
     DropNoops(),
-    CollapseConcats(),
+    FoldScales(),
     CollapseSums(),
     AverageHeads(),
-    FoldScales(),
     CollapseChains(),
+    CollapseConcats(),
     CarryPermutations(),
 )
 

@@ -213,7 +213,12 @@ class _Spread:
             if node not in self.orders:
                 outputs.append(node)
         return Proposal(
-            rule, tuple(replacements), tuple(interior), "channel order moved into weights", tuple(across), tuple(outputs)
+            rule,
+            tuple(replacements),
+            tuple(interior),
+            "channel order moved into weights",
+            tuple(across),
+            tuple(outputs),
         )
 
 
@@ -230,9 +235,4 @@ def _no_worse(new: AffineConv, old: AffineConv) -> bool:
     a, b = form_of(new), form_of(old)
     if new.is_identity:
         return True
-    return (
-        a.kind is b.kind
-        and a.macs <= b.macs
-        and (a.gather is None or b.gather is not None)
-        and a.order is None
-    )
+    return a.kind is b.kind and a.macs <= b.macs and (not a.gathers or b.gathers) and a.order is None

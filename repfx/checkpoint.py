@@ -95,8 +95,8 @@ MAX_ELEMENTS = 2**26  # of a recorded example input; 256 MiB of float32
 def load_checkpoint(model: nn.Module, path: str | Path, *, key: str | None = None, trust: bool = False) -> Checkpoint:
     """Load the file's tensors into `model` strictly and in place; return what was read.
 
-    Common prefixes (`module.`, `_orig_mod.`, Lightning's `model.`) are dropped where that makes the
-    names fit.  Raises `UserError` naming the counts and first names of whatever does not.
+    Common prefixes (`module.`, `_orig_mod.`, Lightning's `model.`, one that all names share) are dropped
+    where that makes the names fit.  Raises `UserError` naming the counts and first names of whatever does not.
     """
     checkpoint = read_checkpoint(path, key=key, trust=trust)
     wanted = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
@@ -234,7 +234,9 @@ def _fitting_names(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> dict
     for _ in range(3):
         latest = list(candidates)
         for tensors in latest:
-            for prefix in PREFIXES:
+            first = {f"{name.partition('.')[0]}." for name in tensors}
+            shared = first if len(first) == 1 else set()  # one wrapper module around everything
+            for prefix in {*PREFIXES, *shared}:
                 if any(name.startswith(prefix) for name in tensors):
                     candidates.append(_without(tensors, prefix, drop_others=checkpoint.lightning))
     if not any("_orig_mod." in name for name in wanted):

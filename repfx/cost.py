@@ -55,11 +55,11 @@ def cost_of_form(form: Form) -> Cost:
         case Kind.IDENTITY:
             return Cost()
         case Kind.COPY:
-            return Cost(light=1)
+            return Cost(light=1 if form.gathers else 0)
         case Kind.SCALE:
             return Cost(light=2, parameters=form.parameters)
         case Kind.CONV | Kind.LINEAR:
-            extras = [form.gather is not None, form.order is not None, form.padded_apart and form.kind is Kind.CONV]
+            extras = [form.gathers, form.order is not None, form.padded_apart and form.kind is Kind.CONV]
             light = form.borders + sum(extras)
             return Cost(1, light, form.macs, form.parameters, dense=form.in_channels > form.groups)
 

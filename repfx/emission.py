@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from repfx.affine import ZEROS, AffineConv
 from repfx.decline import UserError
-from repfx.form import Form, Kind, form_of
+from repfx.form import Form, Kind, contiguous, form_of
 from repfx.incidence import Ints
-from repfx.modules import EXTENDED, PLAIN, BorderTerm, ChannelOrder, ScaleShift
+from repfx.modules import EXTENDED, PLAIN, BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
 from repfx.values import Values
 
 
@@ -43,7 +43,7 @@ def emit(map_: AffineConv, target: Target, path: str = "") -> list[tuple[str, nn
         return []
     if form.kind is Kind.COPY:
         assert form.gather is not None
-        return [("", ChannelOrder(_index(form.gather, target), dim))]
+        return [("", _copy(form.gather, target, dim))]
     values = map_.values()
     if form.kind is Kind.SCALE:
         scale = _cast(values.planes.reshape(-1), target, path, "scale")
@@ -54,10 +54,16 @@ def emit(map_: AffineConv, target: Target, path: str = "") -> list[tuple[str, nn
         parameter.requires_grad_(target.requires_grad)
     row = [("", module.eval())]
     if form.gather is not None:
-        row.insert(0, ("_gather", ChannelOrder(_index(form.gather, target), dim)))
+        row.insert(0, ("_gather", _copy(form.gather, target, dim)))
     if form.order is not None:
         row.append(("_order", ChannelOrder(_index(form.order, target), dim)))
     return row
+
+
+def _copy(indices: Ints, target: Target, dim: int) -> nn.Module:
+    if contiguous(indices):
+        return ChannelSlice(int(indices[0]), int(indices[-1]) + 1, dim)
+    return ChannelOrder(_index(indices, target), dim)
 
 
 def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, path: str) -> nn.Module:

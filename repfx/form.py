@@ -53,6 +53,11 @@ class Form:
     order: Ints | None = None  # output o is convolution output order[o]; None: in order
 
     @property
+    def gathers(self) -> bool:
+        """Whether inputs are copied to be read; a contiguous slice is a view and free."""
+        return self.gather is not None and not contiguous(self.gather)
+
+    @property
     def is_depthwise(self) -> bool:
         """Whether each output reads one input channel."""
         return self.kind in (Kind.CONV, Kind.LINEAR) and self.groups == self.in_channels > 1
@@ -89,7 +94,8 @@ class Form:
         if self.groups > 1:
             text += f" groups {self.groups}"
         extras = [
-            ("gathered inputs", self.gather is not None),
+            ("sliced inputs", self.gather is not None and not self.gathers),
+            ("gathered inputs", self.gathers),
             ("explicit padding", self.padded_apart),
             ("border term", bool(self.borders)),
             ("channel order", self.order is not None),
@@ -133,6 +139,11 @@ def form_of(map_: AffineConv) -> Form:
         gather=gather,
         order=order,
     )
+
+
+def contiguous(indices: Ints) -> bool:
+    """Whether an index is a slice of step one."""
+    return len(indices) > 0 and bool(np.all(np.diff(indices) == 1))
 
 
 def _copy_form(map_: AffineConv) -> Form | None:

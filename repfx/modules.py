@@ -31,6 +31,21 @@ class ChannelOrder(nn.Module):
         return f"{len(self.index)}, dim={self.dim}"
 
 
+class ChannelSlice(nn.Module):
+    """y = x[:, start:stop], a view: the channels that a branch reads, along `dim`."""
+
+    def __init__(self, start: int, stop: int, dim: int = 1) -> None:
+        super().__init__()
+        self.start, self.stop, self.dim = start, stop, dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, ...) to (B, stop - start, ...), or along the last axis where dim is -1."""
+        return x.narrow(self.dim, self.start, self.stop - self.start)
+
+    def extra_repr(self) -> str:
+        return f"{self.start}:{self.stop}, dim={self.dim}"
+
+
 class ScaleShift(nn.Module):
     """y = x * scale + shift, one value per channel along `dim`: what is left of a lone batch norm."""
 
@@ -136,4 +151,4 @@ PLAIN: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     2: nn.Conv2d,
     3: nn.Conv3d,
 }
-EMITTED = (ChannelOrder, ScaleShift, BorderTerm, _Extended)
+EMITTED = (ChannelOrder, ChannelSlice, ScaleShift, BorderTerm, _Extended)

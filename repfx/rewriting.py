@@ -42,20 +42,24 @@ class Engine:
     verify_seconds: float = 0.0
 
     def run(self, passes: Sequence[Pass], limit: int = 50) -> None:
-        """Sweep all passes until a whole sweep changes nothing.
+        """Sweep the passes until a whole sweep changes nothing.
 
         Every commitment strictly lowers the cost, so this ends; `limit` only guards against our bugs.
         """
         for sweep in range(limit):
             self.declines.clear()
-            changed = False
-            for index, one in enumerate(passes):
-                if self.progress is not None:
-                    self.progress(f"sweep {sweep + 1}: {one.name}", index / len(passes))
-                changed |= self._run_pass(one)
-            if not changed:
+            if not self._sweep(passes, sweep):
                 return
         raise AssertionError("passes did not settle")
+
+    def _sweep(self, passes: Sequence[Pass], sweep: int) -> bool:
+        """Run the passes in order up to the first that changes something: a later pass sees settled regions."""
+        for index, one in enumerate(passes):
+            if self.progress is not None:
+                self.progress(f"sweep {sweep + 1}: {one.name}", index / len(passes))
+            if self._run_pass(one):
+                return True
+        return False
 
     def _run_pass(self, one: Pass) -> bool:
         changed = False

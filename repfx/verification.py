@@ -24,7 +24,7 @@ from repfx.ops import Affine
 from repfx.protocol import Add, Apply, Cat, Expr, Proposal, Ref
 
 FLOAT64_BOUND = 1e-10  # relative, after folds whose condition is at most 1e5
-_SIZES = ((7, 10, 5), (12, 5, 6), (3, 2, 3), (16, 24, 8))
+_SIZES = ((1, 8, 16, 4), (1, 9, 7, 5), (2, 3, 2, 3))  # batch, then spatial sizes
 _DOUBLE = Target(torch.float64, requires_grad=False)
 
 
@@ -165,7 +165,7 @@ def _probes(lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.
     strides = _strides(lifted, region, inputs)
     generator = torch.Generator().manual_seed(0)
     probes = []
-    for index, sizes in enumerate(_SIZES):
+    for index, (batch, *sizes) in enumerate(_SIZES):
         probe = {}
         for node, fact in facts.items():
             assert fact is not None
@@ -174,15 +174,12 @@ def _probes(lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.
             if rank < 2:
                 shape = [channels]
             elif first:
-                shape = [2, channels, *spatial]
+                shape = [batch, channels, *spatial]
             else:
-                shape = [2, *spatial, channels]
+                shape = [batch, *spatial, channels]
             x = torch.randn(shape, generator=generator, dtype=torch.float64) * 3
             if index == 1:
-                x = torch.ones_like(x)
-            if index == 2:
-                x = torch.zeros_like(x)
-                x.reshape(-1)[0 :: max(1, x[..., :1].numel() // 3)] = 1.0
+                x = x.round() + 1.0  # mostly constant, impulses here and there, borders included
             probe[node] = x
         probes.append(probe)
     return probes

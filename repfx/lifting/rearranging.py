@@ -16,7 +16,7 @@ from repfx.affine import AffineConv
 from repfx.decline import Decline, Reason
 from repfx.incidence import Ints
 from repfx.lifting.context import Context, argument
-from repfx.modules import ChannelOrder
+from repfx.modules import ChannelOrder, ChannelSlice
 from repfx.ops import Affine, Alias, Concat, Op
 from repfx.shapes import part_sizes
 
@@ -178,6 +178,14 @@ def _channel_order(node: fx.Node, module: Any, context: Context) -> Op | None:
     return selected(source, module.dim, module.index.cpu().numpy(), context, total)
 
 
+def _channel_slice(node: fx.Node, module: Any, context: Context) -> Op | None:
+    source = argument(node, 0, "x")
+    total = context.shapes.size(source, module.dim) if isinstance(source, fx.Node) else None
+    if total is None or not isinstance(source, fx.Node):
+        return None
+    return selected(source, module.dim, np.arange(module.start, module.stop), context, total)
+
+
 def _channel_shuffle(node: fx.Node, module: Any, context: Context) -> Op | None:
     return _shuffled(argument(node, 0, "input"), module.groups, context)
 
@@ -221,6 +229,7 @@ MODULES: dict[type[nn.Module], Callable[[fx.Node, Any, Context], Op | None]] = {
     nn.modules.dropout._DropoutNd: _dropout,
     nn.ChannelShuffle: _channel_shuffle,
     ChannelOrder: _channel_order,
+    ChannelSlice: _channel_slice,
 }
 FUNCTIONS: dict[Any, Rule] = {
     F.dropout: _dropout_function,
