@@ -43,6 +43,10 @@ class Spec:
             value = getattr(self, f.name)
             yield from (replace(self, **{f.name: v}) for v in _simpler_values(value, _default(f)))  # type: ignore[type-var]
 
+    def holds(self, *kinds: type[Spec]) -> bool:
+        """Whether a node of one of these kinds is anywhere inside."""
+        return isinstance(self, kinds) or any(child.holds(*kinds) for child in self.children())
+
     def size(self) -> int:
         """What a shrinker minimises: nodes first, then fields that differ from their default."""
         differing = sum(getattr(self, f.name) != _default(f) for f in fields(self))  # type: ignore[arg-type]
