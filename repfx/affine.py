@@ -61,6 +61,7 @@ class AffineConv:
     padding_mode: str = ZEROS
     multiple: tuple[int, ...] = ()  # the input size is a multiple of this, or the original raises
     selection: Ints | None = field(default=None, repr=False)  # pure copies: output o is input selection[o]
+    uniform: bool = False  # all weights are one number: an average pooling as the user wrote it
     support: NDArray[np.bool_] = field(default_factory=lambda: np.ones((), bool), repr=False)  # taps in use
 
     def __post_init__(self) -> None:
@@ -125,7 +126,7 @@ def take(map_: AffineConv, outputs: Ints) -> AffineConv:
         )
 
     selection = None if map_.selection is None else map_.selection[outputs]
-    return replace(map_, incidence=incidence, inputs=(map_,), rule=rule, selection=selection)
+    return replace(map_, incidence=incidence, inputs=(map_,), rule=rule, selection=selection, uniform=False)
 
 
 def scaled(map_: AffineConv, factor: float) -> AffineConv:
@@ -135,7 +136,7 @@ def scaled(map_: AffineConv, factor: float) -> AffineConv:
         (v,) = values
         return Values(v.planes * factor, v.bias * factor, tuple(one * factor for one in v.ones))
 
-    return replace(map_, inputs=(map_,), rule=rule, selection=None)
+    return replace(map_, inputs=(map_,), rule=rule, selection=None, uniform=False)
 
 
 def restrict(map_: AffineConv, start: int, stop: int) -> AffineConv:
@@ -147,7 +148,9 @@ def restrict(map_: AffineConv, start: int, stop: int) -> AffineConv:
         (v,) = values
         return replace(v, planes=scattered(v.planes, places, incidence.width))
 
-    return replace(map_, in_channels=stop - start, incidence=incidence, inputs=(map_,), rule=rule, selection=None)
+    return replace(
+        map_, in_channels=stop - start, incidence=incidence, inputs=(map_,), rule=rule, selection=None, uniform=False
+    )
 
 
 def linear_part(map_: AffineConv) -> AffineConv:

@@ -8,16 +8,15 @@ In-place operations are made functional here, so that every later layer sees val
 from __future__ import annotations
 
 import fnmatch
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from repfx.dead import remove_dead
 from repfx.decline import TrainingModeError
+from repfx.inplace import MutableProxy, functionalize
 from repfx.modules import EMITTED
 from repfx.report import Island
 
@@ -69,8 +68,8 @@ def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
                 return Capture(model, None, list(islands.values()), excluded)
             whole.add(path)
             continue
-        remove_guards(graph)
         functionalize(graph, model)
+        remove_guards(graph)
         used = {node.target for node in graph.nodes if node.op == "call_module"}
         return Capture(model, graph, [i for p, i in islands.items() if p in used], excluded)
 
@@ -92,6 +91,9 @@ class _Tracer(fx.Tracer):
         self.whole = whole
         self.broke_at = ""
         self._broken = False
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return MutableProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.whole or isinstance(m, EMITTED):
@@ -137,103 +139,3 @@ def remove_guards(graph: fx.Graph) -> None:
         if node.op == "call_function" and getattr(node.target, "__name__", "") == "_assert":
             graph.erase_node(node)
     remove_dead(graph)
-
-
-# --- in-place operations --------------------------------------------------------------------------
-
-_VIEWS = {
-    "view", "reshape", "flatten", "transpose", "permute", "contiguous", "expand", "chunk", "split", "unbind",
-    "squeeze", "unsqueeze", "narrow", "getitem", "select", "view_as", "t", "expand_as", "detach", "swapaxes",
-}  # fmt: skip
-
-
-def functionalize(graph: fx.Graph, root: nn.Module) -> None:
-    """After an in-place operation, later readers of the old name read the new value.
-
-    `out = a; out += b; return out + a` returns 2 (a + b): `a` and `out` are one tensor.  Where views
-    share the memory, nothing is rewritten; `node.meta["aliased"]` marks every value concerned, and
-    the lifting leaves those alone.
-    """
-    position = {node: i for i, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        victim = _mutated(node, root)
-        if victim is None:
-            continue
-        family = _aliases(victim, root)
-        read_later = any(position[u] > position[node] for m in family - {victim} for u in m.users if u is not node)
-        if victim.op in ("placeholder", "get_attr") or read_later or not _out_of_place(node):
-            for member in family | {node}:
-                member.meta["aliased"] = True
-            continue
-        for user in list(victim.users):
-            if user is not node and position[user] > position[node]:
-                user.replace_input_with(victim, node)
-
-
-def _out_of_place(node: fx.Node) -> bool:
-    """Make the operation functional; modules are switched where they are copied (`inplace`)."""
-    if node.op == "call_module":
-        return True
-    if node.op == "call_method":
-        name = str(node.target).rstrip("_")
-        if not hasattr(torch.Tensor, name):
-            return False
-        node.target = name
-        return True
-    if node.kwargs.get("inplace") is True:
-        node.kwargs = {**node.kwargs, "inplace": False}
-        return True
-    name = getattr(node.target, "__name__", "")
-    plain = getattr(operator, name[1:], None) if name.startswith("i") else getattr(torch, name.rstrip("_"), None)
-    if plain is None:
-        return False
-    node.target = plain
-    return True
-
-
-def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
-    """The value that this node overwrites, if any."""
-    first = node.args[0] if node.args else node.kwargs.get("input")
-    if not isinstance(first, fx.Node):
-        return None
-    match node.op:
-        case "call_module":
-            module = root.get_submodule(str(node.target))
-            return first if getattr(module, "inplace", False) is True else None
-        case "call_function":
-            name = getattr(node.target, "__name__", "")
-            in_place = name.startswith("i") and getattr(node.target, "__module__", "") == "_operator"
-            in_place = in_place and name in ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior")
-            if in_place or node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__")):
-                return first
-            return first if node.kwargs.get("out") is not None else None
-        case "call_method":
-            name = str(node.target)
-            return first if name.endswith("_") and not name.endswith("__") else None
-        case _:
-            return None
-
-
-def _aliases(node: fx.Node, root: nn.Module) -> set[fx.Node]:
-    """All values that may share memory with `node`."""
-    family, work = {node}, [node]
-    while work:
-        member = work.pop()
-        near = [user for user in member.users if _is_view(user, root)]
-        if _is_view(member, root):
-            near += list(member.all_input_nodes[:1])
-        for other in near:
-            if other not in family:
-                family.add(other)
-                work.append(other)
-    return family
-
-
-def _is_view(node: fx.Node, root: nn.Module) -> bool:
-    if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
-        return isinstance(module, nn.Identity | nn.Dropout | nn.Flatten | nn.Unflatten)
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name in _VIEWS

@@ -260,7 +260,7 @@ def _head_hint(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], shap
     ((given, _), *others) = pairs
     if others or not inner or not given:
         return ""
-    return f"; its head has {given[0]} classes, so pass --num-classes {given[0]}"
+    return f"; its head is for another number of classes, so pass --num-classes {given[0]}"
 
 
 def _shape(tensor: Tensor) -> str:

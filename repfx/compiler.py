@@ -154,7 +154,6 @@ def _compile(model: nn.Module, inputs: tuple[Any, ...] | None, plan: _Plan) -> t
         progress=plan.progress,
     )
     engine.run(plan.passes)
-    remove_dead(lifted.graph)
     declines = [*engine.declines.values(), *lifted.declines()]
     outcome = _Outcome([], declines, captured, before, before, engine.verify_seconds)
     merges = _emit_all(lifted, model, plan) if plan.build else _planned(lifted)
@@ -189,6 +188,7 @@ def _propagated(captured: Capture, model: nn.Module, inputs: tuple[Any, ...] | N
             shapes[node.name] = tuple(meta.shape)
     for node in captured.graph.nodes:
         node.meta.pop("tensor_meta", None)
+    captured.graph.owning_module = None  # it is ours to rewrite again
     return shapes
 
 
@@ -216,7 +216,7 @@ def _emit_all(lifted: LiftedGraph, model: nn.Module, plan: _Plan) -> list[Merge]
         lifted.graph.erase_node(node)
         merges.append(_merge(record, path))
         del lifted.records[node]
-    lifted.graph.owning_module = None
+    remove_dead(lifted.graph)
     model_modules = names.emitted
     lifted.__dict__["emitted"] = model_modules
     return merges
@@ -313,6 +313,13 @@ def _graph_module(
             if getattr(copied, "inplace", False) is True and not node.meta.get("aliased"):
                 copied.inplace = False
         _attach(root, path, copied)
+    for node in lifted.graph.nodes:
+        if (
+            node.op == "call_method"
+            and node.target == "view"
+            and not any(isinstance(a, torch.dtype) for a in node.args)
+        ):
+            node.target = "reshape"  # a merged value need not lie in memory as the original did
     root.train(False)
     fused = fx.GraphModule(root, lifted.graph, class_name=type(model).__name__)
     fused.eval()

@@ -116,7 +116,7 @@ def pool_average(
     """Average pooling whose divisor counts the padding: a depthwise convolution of equal taps."""
     shape = (channels, 1, *kernel)
     value = 1.0 / (divisor or prod(kernel))
-    return from_conv(
+    plain = from_conv(
         lambda: torch.full(shape, value, dtype=torch.float64),
         None,
         shape=shape,
@@ -126,6 +126,7 @@ def pool_average(
         after=padding,
         dilation=(1,) * len(kernel),
     )
+    return replace(plain, uniform=True)
 
 
 def pixel_unshuffle(channels: int, factor: int) -> AffineConv:

@@ -21,7 +21,7 @@ from repfx.dead import has_effect
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph, Record
 from repfx.objective import Objective
-from repfx.ops import Affine, Alias, Concat, Opaque, Sum
+from repfx.ops import Affine, Alias, Concat, Constant, Input, Opaque, Sum
 from repfx.protocol import Add, Apply, Cat, Expr, Pass, Proposal, Ref
 from repfx.regions import used_outside
 from repfx.verification import verify_proposal
@@ -202,7 +202,8 @@ def erase_unused(lifted: LiftedGraph, nodes: Iterable[fx.Node]) -> None:
         node = work.pop(0)
         if not lifted.alive(node) or node.users or node.op in ("placeholder", "output"):
             continue
-        feeding = [n for n in node.all_input_nodes if n.op != "placeholder"]
+        # constants stay until the maps that will read them are evaluated
+        feeding = [n for n in node.all_input_nodes if not isinstance(lifted.op(n), Constant | Input)]
         lifted.graph.erase_node(node)
         del lifted.ops[node]
         lifted.records.pop(node, None)

@@ -65,6 +65,7 @@ def _common(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _leave)  # so that half-written files are cleaned up
     sys.exit(run(arguments))
 
 
@@ -72,7 +73,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 not equal or our bug, 2 a user's mistake."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
-    signal.signal(signal.SIGTERM, _leave)  # so that half-written files are cleaned up
     try:
         return int(app(args=arguments, prog_name="repfx", standalone_mode=False) or 0)
     except (UserError, ClickException) as error:

@@ -39,7 +39,8 @@ class Terminal:
         if not console.is_terminal:
             console = Console(width=max(NARROWEST, console.width))
         for result in results:
-            console.print(result, highlight=False, soft_wrap=isinstance(result, str), markup=False)
+            text = isinstance(result, str)
+            console.print(result, highlight=False, soft_wrap=text, markup=not text)
 
     def show_json(self, record: dict[str, object]) -> None:
         """Print one JSON object, if that was asked for."""

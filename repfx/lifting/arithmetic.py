@@ -84,7 +84,9 @@ def _by_constant(
     channels = max(shape, default=1)
     if sum(s != 1 for s in shape) > 1:
         return context.declined(node, "its constant varies over the image; that is no single value per channel")
-    if channels == 1 and len(shape) <= (rank or 1):
+    if rank is not None and len(shape) > rank:
+        return context.declined(node, "its constant has more axes than the value; it broadcasts the value")
+    if channels == 1:
         return _uniform(value, rank, lazy, factor is not None, own, sign, divide)
     place = next(i for i, s in enumerate(shape) if s != 1) - len(shape)  # counted from the end
     if rank is not None and rank + place == 1 and rank >= 2:
