@@ -70,7 +70,7 @@ def _backward(
     interior = [node, joined]
     values: list[Expr] = []
     match lifted.op(joined):
-        case Concat(parts=parts, first=first):
+        case Concat(parts=parts, first=first, order=None):
             start = 0
             for part in parts:
                 size = lifted.channels(part, map_.axes)

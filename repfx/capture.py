@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
+from torch.fx.proxy import ParameterProxy
 
 from repfx.dead import remove_dead
 from repfx.decline import TrainingModeError
-from repfx.inplace import MutableProxy, functionalize
+from repfx.inplace import MutableProxy, SizedParameterProxy, functionalize
 from repfx.modules import EMITTED
 from repfx.report import Island
 
@@ -87,10 +88,16 @@ class _Tracer(fx.Tracer):
     """fx's tracer with our leaves, remembering the innermost module that stopped it."""
 
     def __init__(self, whole: set[str]) -> None:
-        super().__init__(autowrap_functions=())
+        super().__init__(autowrap_functions=(), param_shapes_constant=True)
         self.whole = whole
         self.broke_at = ""
         self._broken = False
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        value = super().getattr(attr, attr_val, parameter_proxy_cache)
+        if type(value) is ParameterProxy:
+            return SizedParameterProxy(value.tracer, value.node, value.name, value.param)
+        return value
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return MutableProxy(node, self)

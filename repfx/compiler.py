@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -258,10 +259,10 @@ class _Names:
             if path and self._free(path):
                 self.taken.add(path)
                 return path
-        base = common_path(convs) or convs[0]
-        index = next(i for i in range(1, 10**6) if self._free(f"{base}_fused{i}"))
-        self.taken.add(f"{base}_fused{index}")
-        return f"{base}_fused{index}"
+        base = (common_path(convs) or convs[0]).replace(".", "_")
+        path = next(p for i in itertools.count(1) if self._free(p := f"{base}_fused{i}"))
+        self.taken.add(path)
+        return path
 
     def _free(self, path: str) -> bool:
         return not any(t == path or t.startswith(path + ".") or path.startswith(t + ".") for t in self.taken)

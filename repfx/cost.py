@@ -96,7 +96,12 @@ def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
 
 
 def cost_of_nodes(lifted: LiftedGraph, nodes: Sequence[fx.Node], sinks: Sequence[fx.Node], axes: int) -> Cost:
-    """What executing these nodes costs, per position of the sinks' outputs."""
+    """What executing these nodes costs, per position of the sink's output.
+
+    Where several nodes are replaced, each is held against its own replacement at its own resolution.
+    """
+    if len(sinks) > 1:
+        return sum((cost_of_node(lifted, node, axes) for node in nodes), Cost())
     density = dict.fromkeys(sinks, 1)
     total = Cost()
     for node in sorted(nodes, reverse=True):

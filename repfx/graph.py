@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
 
@@ -55,8 +55,25 @@ class LiftedGraph:
         return list(self.graph.nodes)
 
     def op(self, node: fx.Node) -> Op:
-        """What a node computes."""
-        return self.ops[node]
+        """What a node computes, over the values as they are named now."""
+        op = self.ops[node]
+        if self._renamed:
+            op = self.ops[node] = self._updated(op)
+        return op
+
+    def _updated(self, op: Op) -> Op:
+        now, renamed = self.current, self._renamed
+        match op:
+            case Affine(source=source) | Alias(source=source) if source in renamed:
+                return replace(op, source=now(source))
+            case Sum(terms=terms) if any(t in renamed for t, _ in terms):
+                return replace(op, terms=tuple((now(t), factor) for t, factor in terms))
+            case Concat(parts=parts) if any(p in renamed for p in parts):
+                return replace(op, parts=tuple(now(p) for p in parts))
+            case Opaque(inputs=inputs) if any(i in renamed for i in inputs):
+                return replace(op, inputs=tuple(now(i) for i in inputs))
+            case _:
+                return op
 
     def alive(self, node: fx.Node) -> bool:
         """Whether a node is still in the graph."""
@@ -74,21 +91,41 @@ class LiftedGraph:
 
     def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """The values an affine node reads."""
-        return affine_sources(self.ops[node])
+        return affine_sources(self.op(node))
 
     def is_affine(self, node: fx.Node) -> bool:
         """Whether a node is an affine function of other values."""
         return not isinstance(self.ops[node], Constant | Input | Opaque)
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
-        """Nodes that use this value; a split or stack whose parts are all understood is looked through."""
-        out: list[fx.Node] = []
+        """Nodes that use this value.
+
+        What only prepares an understood operation (a split, a stack, a view, the reading of a size) is
+        looked through to that operation.
+        """
+        out: dict[fx.Node, None] = {}
         for user in node.users:
-            if user.users and all(self.is_affine(u) and user not in self.sources(u) for u in user.users):
-                out.extend(u for u in user.users if node in self.sources(u))
-            elif user.users or user.op == "output" or not isinstance(self.ops.get(user), Opaque) or has_effect(user):
-                out.append(user)
-        return out
+            for reader in self._reached(node, user):
+                out[reader] = None
+        return list(out)
+
+    def _reached(self, node: fx.Node, user: fx.Node) -> list[fx.Node]:
+        """The readers of `node` behind one of its users: the user itself, unless it only prepares others."""
+        found: list[fx.Node] = []
+        seen, work = {user}, [user]
+        while work:
+            step = work.pop()
+            if self.is_affine(step) and node in self.sources(step):
+                found.append(step)
+            elif (
+                not isinstance(self.ops.get(step), Opaque) or not step.users or step.op == "output" or has_effect(step)
+            ):
+                return [user] if step.users or step.op == "output" or has_effect(step) else found
+            else:
+                fresh = [u for u in step.users if u not in seen]
+                seen.update(fresh)
+                work.extend(fresh)
+        return found
 
     def place(self, node: fx.Node) -> str:
         """Module path of a node, for people."""
@@ -102,13 +139,13 @@ class LiftedGraph:
 
     def map_of(self, node: fx.Node, axes: int) -> AffineConv | Decline:
         """The map of an `Affine` node over its one source."""
-        op = self.ops[node]
+        op = self.op(node)
         assert isinstance(op, Affine)
         return op.build(axes, self.channels(op.source, axes))
 
     def kind(self, node: fx.Node) -> str:
         """A word for what a node is, for the record."""
-        match self.ops[node]:
+        match self.op(node):
             case Sum():
                 return "add"
             case Concat():

@@ -14,8 +14,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.proxy import ParameterProxy
 
 from repfx.functional import assign
+
+
+class SizedParameterProxy(ParameterProxy):
+    """A parameter in a trace: its sizes are numbers, `len` included."""
+
+    def __len__(self) -> int:
+        return len(self.param)
 
 
 class MutableProxy(fx.Proxy):

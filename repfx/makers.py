@@ -87,14 +87,22 @@ def select(channels: int, indices: Ints, axes: int) -> AffineConv:
 
 def pad_constant(channels: int, before: Sequence[int], after: Sequence[int], value: float) -> AffineConv:
     """Extend the image by a constant: zero padding, plus `value` where there is no image."""
+    constant = None if value == 0 else lambda: torch.tensor(value, dtype=torch.float64)
+    return pad_values(channels, before, after, constant)
+
+
+def pad_values(
+    channels: int, before: Sequence[int], after: Sequence[int], values: Callable[[], Tensor] | None
+) -> AffineConv:
+    """Extend the image by one constant per channel, (C,) or a scalar; None: zeros."""
     axes = len(before)
-    biased = value != 0
     border = Border((1,) * axes, tuple(before), (False,) * axes)
 
     def rule(_: Sequence[Values]) -> Values:
-        planes = torch.ones(channels, 1, *(1,) * axes, dtype=torch.float64)
-        bias = torch.full((channels,), float(value), dtype=torch.float64)
-        return Values(planes, bias, (-planes[:, 0] * value,) if biased else ())
+        constant = torch.zeros(()) if values is None else values()
+        bias = torch.zeros(channels, dtype=torch.float64, device=constant.device) + constant.double()
+        planes = torch.ones(channels, 1, *(1,) * axes, dtype=torch.float64, device=constant.device)
+        return Values(planes, bias, () if values is None else (-bias.reshape(channels, *(1,) * axes),))
 
     return AffineConv(
         in_channels=channels,
@@ -103,10 +111,11 @@ def pad_constant(channels: int, before: Sequence[int], after: Sequence[int], val
         before=tuple(before),
         stride=(1,) * axes,
         extent=tuple(b + a - 1 for b, a in zip(before, after)),
-        biased=biased,
+        biased=values is not None,
         inputs=(),
         rule=rule,
-        borders=(border,) if biased else (),
+        borders=() if values is None else (border,),
+        constant_padding=values is not None,
     )
 
 

@@ -13,6 +13,7 @@ from torch import fx
 
 from repfx.affine import AffineConv
 from repfx.decline import Decline
+from repfx.incidence import Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +37,17 @@ class Sum:
     shift: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Concat:
-    """Channel concatenation.  `last` if along the last axis (tokens), `first` if along axis 1."""
+    """Channel concatenation.  `last` if along the last axis (tokens), `first` if along axis 1.
+
+    With `order`, output channel o is channel order[o] of the concatenation (an interleaving stack).
+    """
 
     parts: tuple[fx.Node, ...]
     first: bool
     last: bool
+    order: Ints | None = None
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
         padding_mode=_mode(parts),
         multiple=_multiple(parts),
         support=_support(parts, kernel, before),
+        constant_padding=any(part.constant_padding for part in parts),
     )
 
 
@@ -119,6 +120,7 @@ def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
         multiple=_multiple(parts),
         selection=np.concatenate(copies) if len(copies) == len(parts) else None,
         support=_support(parts, kernel, before),
+        constant_padding=any(part.constant_padding for part in parts),
     )
 
 

@@ -126,7 +126,7 @@ def _channels_asked(lifted: LiftedGraph, nodes: Sequence[fx.Node], source: fx.No
     """Channels of the source, from a map in the region that reads it and knows how many it reads."""
     for node in nodes:
         op = lifted.op(node)
-        if isinstance(op, Affine) and op.source is source and op.axes is not None:
+        if isinstance(op, Affine) and op.source is source:
             map_ = op.build(axes, None)
             if isinstance(map_, AffineConv):
                 return map_.in_channels
@@ -146,10 +146,13 @@ def _step(lifted: LiftedGraph, node: fx.Node, maps: Mapping[fx.Node, AffineConv]
             parts = [maps[t] if factor == 1.0 else scaled(maps[t], factor) for t, factor in terms]
             total = parts[0] if len(parts) == 1 else add(parts)
             return total if isinstance(total, Decline) or not shift else shifted_by(total, shift)
-        case Concat(parts=nodes, first=first, last=last):
+        case Concat(parts=nodes, first=first, last=last, order=order):
             if (axes > 0 and not first) or (axes == 0 and not last):
                 return Decline(Reason.NOT_EXACT, "concatenates along an axis that is not the channel axis here")
-            return concat([maps[p] for p in nodes])
+            joined = concat([maps[p] for p in nodes])
+            if isinstance(joined, Decline) or order is None:
+                return joined
+            return take(joined, order)
         case Constant() | Input() | Opaque():
             return Decline(Reason.NOT_EXACT, "is no affine function of the fork")
 

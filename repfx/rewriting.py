@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -21,7 +21,7 @@ from repfx.dead import has_effect
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph, Record
 from repfx.objective import Objective
-from repfx.ops import Affine, Alias, Concat, Constant, Input, Opaque, Sum
+from repfx.ops import Affine, Concat, Constant, Input, Sum
 from repfx.protocol import Add, Apply, Cat, Expr, Pass, Proposal, Ref
 from repfx.regions import used_outside
 from repfx.verification import verify_proposal
@@ -87,6 +87,8 @@ class Engine:
             return Decline(Reason.OUTSIDE_USE, fact, lifted.place(leak[0]))
         for _, expr in proposal.replacements:
             for value in values_of(expr):
+                if value in proposal.interior and value not in sinks:
+                    return Decline(Reason.OUTSIDE_USE, "is read again by what replaces it", lifted.place(value))
                 if value.meta.get("aliased"):
                     fact = "would read a value that an in-place operation overwrites"
                     return Decline(Reason.NOT_EXACT, fact, place)
@@ -117,7 +119,6 @@ class Engine:
             if new not in lifted.context.shapes._known or lifted.context.shapes.of(new) is None:
                 lifted.context.shapes.set(new, known)
             node.replace_all_uses_with(new)
-            _retarget(lifted, node, new)
             lifted.rename(node, new)
         erase_unused(lifted, proposal.interior)
 
@@ -158,6 +159,18 @@ class Engine:
                 rank = lifted.context.shapes.rank(sink)
                 lifted.ops[new] = Concat(tuple(nodes), first=dim == 1, last=dim == -1 or rank == dim + 1)
                 return new
+
+    def _build_all(
+        self,
+        values: Sequence[Expr],
+        sink: fx.Node,
+        proposal: Proposal,
+        absorbed: Sequence[fx.Node],
+        error: float | None,
+    ) -> list[fx.Node]:
+        """Nodes of several expressions; what was absorbed is credited to the first map among them."""
+        first = next((i for i, v in enumerate(values) if isinstance(v, Apply)), 0)
+        return [self._build(v, sink, proposal, absorbed if i == first else (), error) for i, v in enumerate(values)]
 
 
 def values_of(expr: Expr) -> Iterable[fx.Node]:
@@ -208,25 +221,6 @@ def erase_unused(lifted: LiftedGraph, nodes: Iterable[fx.Node]) -> None:
         del lifted.ops[node]
         lifted.records.pop(node, None)
         work.extend(n for n in feeding if not n.users and not has_effect(n))
-
-
-def _retarget(lifted: LiftedGraph, old: fx.Node, new: fx.Node) -> None:
-    """Lifted operations that read `old` read `new`."""
-    for user in [*new.users, *(u for carrier in new.users for u in carrier.users)]:
-        op = lifted.ops.get(user)
-        match op:
-            case Affine(source=source) if source is old:
-                lifted.ops[user] = replace(op, source=new)
-            case Alias(source=source) if source is old:
-                lifted.ops[user] = Alias(new)
-            case Sum(terms=terms) if any(t is old for t, _ in terms):
-                lifted.ops[user] = replace(op, terms=tuple((new if t is old else t, f) for t, f in terms))
-            case Concat(parts=parts) if old in parts:
-                lifted.ops[user] = replace(op, parts=tuple(new if p is old else p for p in parts))
-            case Opaque(inputs=inputs) if old in inputs:
-                lifted.ops[user] = replace(op, inputs=tuple(new if i is old else i for i in inputs))
-            case _:
-                continue
 
 
 def _shares(lifted: LiftedGraph, proposal: Proposal) -> dict[fx.Node, list[fx.Node]]:

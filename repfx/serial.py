@@ -76,6 +76,7 @@ def compose(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:
         multiple=_multiple(outer, inner),
         selection=selection,
         support=_support(outer, inner),
+        constant_padding=outer.constant_padding or inner.constant_padding,
     )
 
 

@@ -313,7 +313,7 @@ class Shapes:
         name = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
         first = source.args[0] if source.args else None
         given = self.of(first) if isinstance(first, fx.Node) else None
-        if given is None or name not in ("chunk", "split", "unbind", "split_with_sizes", "tensor_split"):
+        if given is None or name not in ("chunk", "split", "unbind", "split_with_sizes"):
             return None
         dim = _argument(source, 1 if name == "unbind" else 2, "dim", 0) % len(given)
         if name == "unbind":

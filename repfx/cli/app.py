@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 import traceback
@@ -12,6 +14,8 @@ from typing import Annotated, NoReturn
 import typer
 
 import repfx
+from repfx.cli.draw import HELP as DRAW_HELP
+from repfx.cli.draw import draw
 from repfx.cli.explain import HELP as EXPLAIN_HELP
 from repfx.cli.explain import explain
 from repfx.cli.fuse import HELP as FUSE_HELP
@@ -44,7 +48,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command, text in ((fuse, FUSE_HELP), (explain, EXPLAIN_HELP), (verify, VERIFY_HELP), (load, LOAD_HELP)):
+COMMANDS = (
+    (fuse, FUSE_HELP),
+    (explain, EXPLAIN_HELP),
+    (verify, VERIFY_HELP),
+    (load, LOAD_HELP),
+    (draw, DRAW_HELP),
+)
+for command, text in COMMANDS:
     app.command(help=text)(command)
 
 
@@ -74,7 +85,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     try:
-        return int(app(args=arguments, prog_name="repfx", standalone_mode=False) or 0)
+        code = int(app(args=arguments, prog_name="repfx", standalone_mode=False) or 0)
+        sys.stdout.flush()
+        return code
     except (UserError, ClickException) as error:
         if debug:
             traceback.print_exc()
@@ -85,17 +98,30 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; nothing was written.")
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output left; there is nobody to tell
-        return 0
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            return _our_bug(error, debug)
+        _close_stdout()
+        if error.errno == errno.ENOSPC:
+            _complain("the result cannot be printed: no space left on the device.")
+        return USER_MISTAKE if error.errno == errno.ENOSPC else 0
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        _complain(
-            f"internal error, our bug and not yours: {first_line(error)}; "
-            f"please report it{'' if debug else ' with the output of the same command and --debug'}."
-        )
-        return OUR_BUG
+        return _our_bug(error, debug)
+
+
+def _our_bug(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    _complain(
+        f"internal error, our bug and not yours: {first_line(error)}; "
+        f"please report it{'' if debug else ' with the output of the same command and --debug'}."
+    )
+    return OUR_BUG
+
+
+def _close_stdout() -> None:
+    """The reader of our output left, or its disk is full: let the interpreter's last flush go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(error: Exception) -> str:

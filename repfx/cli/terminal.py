@@ -35,9 +35,9 @@ class Terminal:
         self._say_notes()
         if self.quiet or self.json:
             return
-        console = Console()
+        console = Console(emoji=False)
         if not console.is_terminal:
-            console = Console(width=max(NARROWEST, console.width))
+            console = Console(emoji=False, width=max(NARROWEST, console.width))
         for result in results:
             text = isinstance(result, str)
             console.print(result, highlight=False, soft_wrap=text, markup=not text)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from repfx.decline import UserError
 from repfx.export.program import ExportError, export_program, flat_outputs, port_names
-from repfx.files import whole_output
+from repfx.files import check_writable, whole_output
 from repfx.messages import first_line
 
 Precision = Literal["fp16", "fp32"]
@@ -62,6 +62,7 @@ def to_coreml(
     with `dynamic_batch`.  Raises `UserError`: `ExportError` where an operation has no Core ML form.
     """
     path = Path(path)
+    check_writable(path, directory=True)
     if precision not in ("fp16", "fp32"):
         raise UserError(f"unknown precision {precision!r}; Core ML computes in fp16 or fp32.")
     if minimum_deployment_target not in TARGETS:
@@ -88,6 +89,8 @@ def to_coreml(
                 skip_model_load=True,
             )
         except Exception as error:  # the converter raises whatever its translations meet
+            if "FileWriter" in str(error):
+                raise OSError("the converter could not write its temporary files, as on a full disk") from error
             raise ExportError(f"{path}: Core ML cannot express this module: {first_line(error)}.") from error
         package.save(str(staged))
         description = _specification(staged).description

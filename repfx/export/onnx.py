@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from repfx.decline import UserError
 from repfx.export.program import ExportError, export_program, flat_outputs, measured_error, port_names
-from repfx.files import whole_output
+from repfx.files import check_writable, whole_output
 from repfx.messages import first_line
 
 LARGEST = 2 * 1024**3 - 1  # bytes; what one protobuf message, and so one file, can hold
@@ -50,25 +50,26 @@ def to_onnx(
     import onnx
 
     path = Path(path)
+    check_writable(path)
     if sum(value.nbytes for value in module.state_dict().values() if isinstance(value, Tensor)) > LARGEST:
         raise UserError(f"{path}: the weights exceed the 2 GiB that one .onnx file holds; save .pt2 instead.")
     with torch.no_grad():
         outputs = len(flat_outputs(module(*example_inputs)))
     program = export_program(module, example_inputs, dynamic_batch=dynamic_batch)
+    try:
+        translated = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=port_names("input", len(example_inputs)),
+            output_names=port_names("output", outputs),
+        )
+    except Exception as error:  # the exporter wraps whatever its translations raise
+        raise ExportError(f"{path}: torch.onnx cannot export this module: {first_line(error)}.") from error
+    assert translated is not None
     with whole_output(path) as staged:
-        try:
-            torch.onnx.export(
-                program,
-                f=staged,
-                dynamo=True,
-                verbose=False,
-                external_data=False,
-                opset_version=opset,
-                input_names=port_names("input", len(example_inputs)),
-                output_names=port_names("output", outputs),
-            )
-        except Exception as error:  # the exporter wraps whatever its translations raise
-            raise ExportError(f"{path}: torch.onnx cannot export this module: {first_line(error)}.") from error
+        translated.save(staged, external_data=False)
         written = onnx.load(staged)
         onnx.checker.check_model(written, full_check=True)
         difference = _error_in_onnxruntime(module, staged, example_inputs, dynamic_batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repfx.export.program import export_program, flat_outputs, measured_error
-from repfx.files import whole_output
+from repfx.files import check_writable, whole_output
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,12 @@ def to_pt2(
     and run against `module` before the file appears.  Raises `UserError`.
     """
     path = Path(path)
+    check_writable(path)
     program = export_program(module, example_inputs, dynamic_batch=dynamic_batch)
+    archive = io.BytesIO()  # torch's own file writer aborts the process on a full disk
+    torch.export.save(program, archive)
     with whole_output(path) as staged:
-        torch.export.save(program, staged)
+        staged.write_bytes(archive.getbuffer())
         loaded = torch.export.load(staged)
         runnable = loaded.module()
         error = measured_error(

@@ -10,15 +10,22 @@ from __future__ import annotations
 
 from torch import fx
 
-from repfx.lifting import arithmetic, convolutions, norms, rearranging
+from repfx.lifting import arithmetic, assigning, convolutions, norms, rearranging, reshaping
 from repfx.lifting.context import Context
 from repfx.ops import Constant, Input, Op, Opaque
 
 __all__ = ["Context", "lift"]
 
 _MODULES = convolutions.MODULES | norms.MODULES | rearranging.MODULES | arithmetic.MODULES
-_FUNCTIONS = convolutions.FUNCTIONS | norms.FUNCTIONS | rearranging.FUNCTIONS | arithmetic.FUNCTIONS
-_METHODS = rearranging.METHODS | arithmetic.METHODS
+_FUNCTIONS = (
+    convolutions.FUNCTIONS
+    | norms.FUNCTIONS
+    | rearranging.FUNCTIONS
+    | reshaping.FUNCTIONS
+    | arithmetic.FUNCTIONS
+    | assigning.FUNCTIONS
+)
+_METHODS = rearranging.METHODS | reshaping.METHODS | arithmetic.METHODS
 
 
 def lift(node: fx.Node, context: Context) -> Op:
