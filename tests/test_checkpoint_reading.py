@@ -47,6 +47,7 @@ LAYOUTS = {
     "compiled": prefixed("_orig_mod.", STATE),
     "compiled inside": {name.replace("blocks.", "blocks._orig_mod."): value for name, value in STATE.items()},
     "both": prefixed("module._orig_mod.", STATE),
+    "one wrapper module": prefixed("layers.", STATE),
     "averaged": {"n_averaged": torch.tensor(4), **prefixed("module.", STATE)},
     "lightning": {
         "pytorch-lightning_version": "2.4",
@@ -156,7 +157,7 @@ def test_misfits_are_counted_in_one_sentence(tmp_path: Path) -> None:
 
 def test_another_number_of_classes_names_the_option(tmp_path: Path) -> None:
     torch.save(tiny(num_classes=7).state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="its head has 7 classes, so pass --num-classes 7") as error:
+    with pytest.raises(UserError, match="its head is for another number of classes, so pass --num-classes 7") as error:
         load_checkpoint(tiny(), tmp_path / "weights.pth")
     one_sentence(error)
 
