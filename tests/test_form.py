@@ -12,8 +12,8 @@ from torch import nn
 from repfx.affine import AffineConv, take
 from repfx.cost import cost_of_map
 from repfx.decline import UserError
-from repfx.equivalence import tolerance
 from repfx.emission import Target, emit
+from repfx.equivalence import tolerance
 from repfx.form import Kind, form_of
 from repfx.makers import crop, from_conv, identity, pad_by, pixel_unshuffle, pool_average, select
 from repfx.modules import ChannelOrder, ChannelSlice, ExtendedConv2d, ScaleShift
