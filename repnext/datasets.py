@@ -196,7 +196,7 @@ def cifar(split: Split, directory: Path, classes: Literal[10, 100] = 10) -> Imag
     return ImageSet(images, torch.tensor(source.targets), tuple(source.classes))
 
 
-def augment(images: Tensor, *, shift: int = 2, flip: bool = True, erase: float = 0.25) -> Tensor:
+def augment(images: Tensor, *, shift: int = 2, flip: bool = True, erase: float = 0.1) -> Tensor:
     """Randomly shift, mirror and partly erase raw images, each on its own; shape and dtype are kept.
 
     Args:

@@ -47,9 +47,9 @@ class TrainingConfig:
     """Everything that decides a run, beside the data.  The defaults trained `repnext_nano`."""
 
     model: str = "repnext_nano"
-    epochs: int = 18
-    batch_size: int = 256
-    learning_rate: float = 4e-3  # at the top of the cosine
+    epochs: int = 6
+    batch_size: int = 128
+    learning_rate: float = 3e-3  # at the top of the cosine
     weight_decay: float = 0.05  # not on biases and batch norms
     warmup_epochs: int = 1
     label_smoothing: float = 0.05

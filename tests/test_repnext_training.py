@@ -231,8 +231,8 @@ def quick(**changes: object) -> TrainingConfig:
 
 
 def test_training_reduces_the_loss() -> None:
-    images = shipped_test_set()
-    result = train(quick(epochs=4, augmentation={"erase": 0.0}), images, images)
+    images = shipped_test_set().subset(200)
+    result = train(quick(epochs=4, batch_size=20, augmentation={"erase": 0.0}), images, images)
     losses = [record.train_loss for record in result.records]
     assert losses[0] < 2.6
     assert losses[-1] < 0.75 * losses[0]
