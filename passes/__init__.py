@@ -7,15 +7,17 @@ from passes.collapse_concats import CollapseConcats
 from passes.collapse_sums import CollapseSums
 from passes.drop_noops import DropNoops
 from passes.fold_scales import FoldScales
+from passes.merge_siblings import MergeSiblings
 from repfx.protocol import Pass
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
     DropNoops(),
+    CollapseChains(),
     FoldScales(),
     CollapseSums(),
     AverageHeads(),
-    CollapseChains(),
     CollapseConcats(),
+    MergeSiblings(),
     CarryPermutations(),
 )
 

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from repfx.incidence import Incidence, Ints
-from repfx.values import Values, evaluate, gathered, scattered
+from repfx.values import Values, evaluate, gathered, probing, scattered
 
 ZEROS = "zeros"
 
@@ -162,6 +162,26 @@ def linear_part(map_: AffineConv) -> AffineConv:
         return Values(v.planes, torch.zeros_like(v.bias))
 
     return replace(map_, biased=False, borders=(), inputs=(map_,), rule=rule)
+
+
+def without_vanishing_borders(map_: AffineConv) -> AffineConv:
+    """The map without border terms that are zero whatever the weights are.
+
+    A border padded with a batch norm's own response to zero leaves one: its taps are the difference of
+    two expressions that are equal.  Decided at random parameter values, never at the current weights.
+    """
+    if not map_.borders or not map_.constant_padding:
+        return map_
+    with probing():
+        values = map_.values()
+    scale = float(values.planes.abs().max()) + float(values.bias.abs().max())
+    if any(float(one.abs().max()) > 1e-9 * scale for one in values.ones):
+        return map_
+
+    def rule(given: Sequence[Values]) -> Values:
+        return replace(given[0], ones=())
+
+    return replace(map_, borders=(), constant_padding=False, inputs=(map_,), rule=rule)
 
 
 def home(values: Sequence[Values]) -> torch.device:

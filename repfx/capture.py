@@ -7,8 +7,10 @@ In-place operations are made functional here, so that every later layer sees val
 
 from __future__ import annotations
 
+import copy
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,8 +62,10 @@ def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
         return Capture(model, None, list(islands.values()), excluded)
     while True:
         tracer = _Tracer(whole)
+        shell = copy.copy(model)  # constants met on the way are stored on the root: not on the user's
         try:
-            graph = tracer.trace(model)
+            with unchanged(model):
+                graph = tracer.trace(shell)
         except Exception as error:  # a model's own code may raise anything under symbolic values
             path = tracer.broke_at
             islands[path] = Island(path, _cause(error))
@@ -69,10 +73,25 @@ def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
                 return Capture(model, None, list(islands.values()), excluded)
             whole.add(path)
             continue
-        functionalize(graph, model)
+        functionalize(graph, shell)
         remove_guards(graph)
         used = {node.target for node in graph.nodes if node.op == "call_module"}
-        return Capture(model, graph, [i for p, i in islands.items() if p in used], excluded)
+        return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward under symbolic values leaves in module attributes (counters, last outputs)."""
+    before = [(module, dict(module.__dict__)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            if module.__dict__.keys() != attributes.keys() or any(
+                module.__dict__[key] is not value for key, value in attributes.items()
+            ):
+                module.__dict__.clear()
+                module.__dict__.update(attributes)
 
 
 def excluded_paths(model: nn.Module, exclude: Exclusion) -> Iterable[str]:
@@ -87,6 +106,8 @@ def excluded_paths(model: nn.Module, exclude: Exclusion) -> Iterable[str]:
 class _Tracer(fx.Tracer):
     """fx's tracer with our leaves, remembering the innermost module that stopped it."""
 
+    proxy_buffer_attributes = True  # a buffer is read by name, like a parameter
+
     def __init__(self, whole: set[str]) -> None:
         super().__init__(autowrap_functions=(), param_shapes_constant=True)
         self.whole = whole
@@ -94,6 +115,7 @@ class _Tracer(fx.Tracer):
         self._broken = False
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        self.param_shapes_constant = isinstance(attr_val, nn.Parameter)
         value = super().getattr(attr, attr_val, parameter_proxy_cache)
         if type(value) is ParameterProxy:
             return SizedParameterProxy(value.tracer, value.node, value.name, value.param)

@@ -145,8 +145,9 @@ def _compile(model: nn.Module, inputs: tuple[Any, ...] | None, plan: _Plan) -> t
     captured = capture(model, plan.exclude)
     if captured.graph is None:
         return _compile_island(model, captured, plan, "")
-    before = _count_graph(captured.graph, model)
-    lifted = LiftedGraph(captured.graph, model, _whole(captured), _propagated(captured, model, inputs))
+    traced = captured.root
+    before = _count_graph(captured.graph, traced)
+    lifted = LiftedGraph(captured.graph, traced, _whole(captured), _propagated(captured, inputs))
     engine = Engine(
         lifted,
         plan.objective,
@@ -157,12 +158,12 @@ def _compile(model: nn.Module, inputs: tuple[Any, ...] | None, plan: _Plan) -> t
     engine.run(plan.passes)
     declines = [*engine.declines.values(), *lifted.declines()]
     outcome = _Outcome([], declines, captured, before, before, engine.verify_seconds)
-    merges = _emit_all(lifted, model, plan) if plan.build else _planned(lifted)
+    merges = _emit_all(lifted, traced) if plan.build else _planned(lifted)
     outcome.merges += merges
     if not plan.build:
         outcome.after = _count_plan(lifted)
         return model, outcome
-    fused = _graph_module(lifted, model, captured, plan, outcome)
+    fused = _graph_module(lifted, traced, captured, plan, outcome)
     outcome.after = _count_graph(fused.graph, fused)
     return fused, outcome
 
@@ -175,11 +176,11 @@ def _on_meta(model: nn.Module) -> bool:
     return any(p.device.type == "meta" for p in model.parameters())
 
 
-def _propagated(captured: Capture, model: nn.Module, inputs: tuple[Any, ...] | None) -> dict[str, tuple[int, ...]]:
+def _propagated(captured: Capture, inputs: tuple[Any, ...] | None) -> dict[str, tuple[int, ...]]:
     """Shapes of all values for the example inputs, by node name."""
     if inputs is None or captured.graph is None:
         return {}
-    module = fx.GraphModule(model, captured.graph)
+    module = fx.GraphModule(captured.root, captured.graph)
     with torch.no_grad():
         ShapeProp(module).propagate(*inputs)
     shapes = {}
@@ -196,7 +197,7 @@ def _propagated(captured: Capture, model: nn.Module, inputs: tuple[Any, ...] | N
 # --- writing the result ---------------------------------------------------------------------------
 
 
-def _emit_all(lifted: LiftedGraph, model: nn.Module, plan: _Plan) -> list[Merge]:
+def _emit_all(lifted: LiftedGraph, model: nn.Module) -> list[Merge]:
     """Write the module of every rewritten value and point its node at it."""
     names = _Names(lifted)
     merges = []
@@ -273,7 +274,8 @@ def _target(lifted: LiftedGraph, record: Record, model: nn.Module) -> Target:
     for source in record.sources:
         tensors: list[Tensor] = []
         try:
-            tensors = list(model.get_submodule(source.split(":")[0]).parameters())
+            owner = model.get_submodule(source.split(":")[0])
+            tensors = [*owner.parameters(), *owner.buffers()]
         except AttributeError:
             continue
         floats = [t for t in tensors if t.is_floating_point()]
@@ -281,10 +283,11 @@ def _target(lifted: LiftedGraph, record: Record, model: nn.Module) -> Target:
             last = any(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
                        for t in floats)  # fmt: skip
             return Target(floats[0].dtype, floats[0].device, any(t.requires_grad for t in floats), last)
-    floats = [t for t in model.parameters() if t.is_floating_point()]
+    parameters = [t for t in model.parameters() if t.is_floating_point()]
+    floats = parameters or [t for t in model.buffers() if t.is_floating_point()]
     if not floats:
         return Target(torch.get_default_dtype())
-    return Target(floats[0].dtype, floats[0].device, any(t.requires_grad for t in floats))
+    return Target(floats[0].dtype, floats[0].device, any(t.requires_grad for t in parameters))
 
 
 def _graph_module(

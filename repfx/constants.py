@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from repfx.values import leaf
+
 _RANDOM = ("rand", "dropout", "bernoulli", "normal_", "uniform_", "multinomial", "empty")
 
 
@@ -60,7 +62,7 @@ class Constants:
 
     def value(self, node: fx.Node) -> Tensor:
         """The constant in float64 (integers as they are)."""
-        value = self._run(node, lambda t: t.double() if t.is_floating_point() else t)
+        value = self._run(node, lambda t: leaf(t).double() if t.is_floating_point() else t)
         if not isinstance(value, Tensor):
             raise TypeError(f"{node.name} is no tensor")
         return value

@@ -20,6 +20,8 @@ from repfx.lifting.context import place_of
 from repfx.ops import Affine, Alias, Concat, Constant, Input, Op, Opaque, Sum, affine_sources
 from repfx.shapes import Shapes
 
+_LOOK_THROUGH = 24  # operations between a value and the understood operation that they prepare
+
 
 @dataclass
 class Record:
@@ -117,14 +119,14 @@ class LiftedGraph:
             step = work.pop()
             if self.is_affine(step) and node in self.sources(step):
                 found.append(step)
-            elif (
-                not isinstance(self.ops.get(step), Opaque) or not step.users or step.op == "output" or has_effect(step)
-            ):
-                return [user] if step.users or step.op == "output" or has_effect(step) else found
-            else:
-                fresh = [u for u in step.users if u not in seen]
-                seen.update(fresh)
-                work.extend(fresh)
+                continue
+            ends = step.op == "output" or has_effect(step) or len(seen) > _LOOK_THROUGH
+            prepares = isinstance(self.ops.get(step), Opaque) or self.is_affine(step)
+            if ends or (step.users and not prepares):
+                return [user]
+            fresh = [u for u in step.users if u not in seen]
+            seen.update(fresh)
+            work.extend(fresh)
         return found
 
     def place(self, node: fx.Node) -> str:

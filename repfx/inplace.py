@@ -140,6 +140,8 @@ def _aliases(node: fx.Node, root: nn.Module) -> set[fx.Node]:
 
 
 def _is_view(node: fx.Node, root: nn.Module) -> bool:
+    if node.meta.get("aliased") and _mutated(node, root) is not None:
+        return True  # it returns the very tensor that it overwrote
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         return isinstance(module, nn.Identity | nn.Dropout | nn.Flatten | nn.Unflatten)

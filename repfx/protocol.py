@@ -47,7 +47,16 @@ class Cat:
     dim: int
 
 
-Expr = Ref | Apply | Add | Cat
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A part of a map of a value; replacements of one proposal that name the same map share its result."""
+
+    map: AffineConv
+    value: fx.Node
+    part: AffineConv  # a selection of the map's outputs
+
+
+Expr = Ref | Apply | Add | Cat | Shared
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from repfx.affine import AffineConv, scaled, take
+from repfx.affine import AffineConv, scaled, take, without_vanishing_borders
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph
 from repfx.makers import identity, pointwise
@@ -82,7 +82,7 @@ def between(lifted: LiftedGraph, source: fx.Node, sink: fx.Node) -> Region | Dec
         if isinstance(result, Decline):
             return result.at(lifted.place(node))
         maps[node] = result
-    return Region(source, sink, tuple(nodes), maps[sink], axes)
+    return Region(source, sink, tuple(nodes), without_vanishing_borders(maps[sink]), axes)
 
 
 def collect(lifted: LiftedGraph, sink: fx.Node, stops: set[fx.Node]) -> list[fx.Node] | Decline:

@@ -22,7 +22,7 @@ from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph, Record
 from repfx.objective import Objective
 from repfx.ops import Affine, Concat, Constant, Input, Sum
-from repfx.protocol import Add, Apply, Cat, Expr, Pass, Proposal, Ref
+from repfx.protocol import Add, Apply, Cat, Expr, Pass, Proposal, Ref, Shared
 from repfx.regions import used_outside
 from repfx.verification import verify_proposal
 
@@ -40,6 +40,7 @@ class Engine:
     progress: Callable[[str, float], None] | None = None
     declines: dict[tuple[str, str, str], Decline] = field(default_factory=dict)
     verify_seconds: float = 0.0
+    _shared: dict[int, fx.Node] = field(default_factory=dict)  # results of `Shared` maps in one commitment
 
     def run(self, passes: Sequence[Pass], limit: int = 50) -> None:
         """Sweep the passes until a whole sweep changes nothing.
@@ -94,7 +95,7 @@ class Engine:
                     return Decline(Reason.NOT_EXACT, fact, place)
         axes = next((m.axes for _, expr in proposal.replacements for m in maps_of(expr)), 0)
         before = cost_of_nodes(lifted, proposal.interior, sinks, axes)
-        after = sum((cost_of_expr(expr) for _, expr in proposal.replacements), Cost())
+        after = cost_of_exprs([expr for _, expr in proposal.replacements])
         refused = self.objective.refuses(before, after)
         if refused is not None:
             return refused.at(place)
@@ -112,6 +113,7 @@ class Engine:
     def _commit(self, proposal: Proposal, error: float | None) -> None:
         lifted = self.lifted
         share = _shares(lifted, proposal)
+        self._shared.clear()
         for node, expr in proposal.replacements:
             with lifted.graph.inserting_before(node):
                 new = self._build(expr, node, proposal, share.get(node, []), error)
@@ -138,10 +140,12 @@ class Engine:
                 shape = (None, map_.out_channels, *(None,) * map_.axes) if map_.axes else None
                 lifted.context.shapes.set(new, shape)
                 return new
+            case Shared(map=map_, value=value, part=part):
+                if id(map_) not in self._shared:
+                    self._shared[id(map_)] = self._build(Apply(map_, value), sink, proposal, proposal.interior, error)
+                return self._build(Apply(part, self._shared[id(map_)]), sink, proposal, (), error)
             case Add(values=values):
-                nodes = [
-                    self._build(v, sink, proposal, absorbed if i == 0 else (), error) for i, v in enumerate(values)
-                ]
+                nodes = self._build_all(values, sink, proposal, absorbed, error)
                 total = nodes[0]
                 for node in nodes[1:]:
                     left = total
@@ -151,9 +155,7 @@ class Engine:
                     lifted.context.shapes.set(total, lifted.context.shapes.of(sink))
                 return total
             case Cat(values=values, dim=dim):
-                nodes = [
-                    self._build(v, sink, proposal, absorbed if i == 0 else (), error) for i, v in enumerate(values)
-                ]
+                nodes = self._build_all(values, sink, proposal, absorbed, error)
                 new = lifted.graph.call_function(torch.cat, (nodes, dim))
                 new.meta["nn_module_stack"] = sink.meta.get("nn_module_stack", {})
                 rank = lifted.context.shapes.rank(sink)
@@ -176,7 +178,7 @@ class Engine:
 def values_of(expr: Expr) -> Iterable[fx.Node]:
     """The values that an expression reads."""
     match expr:
-        case Ref(node=node) | Apply(value=node):
+        case Ref(node=node) | Apply(value=node) | Shared(value=node):
             yield node
         case Add(values=values) | Cat(values=values):
             for value in values:
@@ -186,13 +188,20 @@ def values_of(expr: Expr) -> Iterable[fx.Node]:
 def maps_of(expr: Expr) -> Iterable[AffineConv]:
     """The maps in an expression."""
     match expr:
-        case Apply(map=map_):
+        case Apply(map=map_) | Shared(map=map_):
             yield map_
         case Add(values=values) | Cat(values=values):
             for value in values:
                 yield from maps_of(value)
         case Ref():
             return
+
+
+def cost_of_exprs(exprs: Sequence[Expr]) -> Cost:
+    """What executing several expressions costs; a shared map is executed once."""
+    shared = {id(expr.map): expr.map for expr in exprs if isinstance(expr, Shared)}
+    once = sum((cost_of_map(map_) for map_ in shared.values()), Cost())
+    return sum((cost_of_expr(expr) for expr in exprs), once)
 
 
 def cost_of_expr(expr: Expr) -> Cost:
@@ -202,6 +211,8 @@ def cost_of_expr(expr: Expr) -> Cost:
             return Cost()
         case Apply(map=map_):
             return cost_of_map(map_)
+        case Shared(part=part):
+            return cost_of_map(part)
         case Add(values=values):
             return sum((cost_of_expr(v) for v in values), Cost(light=len(values) - 1))
         case Cat(values=values):

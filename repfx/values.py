@@ -7,7 +7,9 @@ fold.  `evaluate` runs a lazily built expression once per shared node, without r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +19,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repfx.incidence import Incidence, Ints
+
+_PROBING: ContextVar[bool] = ContextVar("probing", default=False)
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """A parameter or buffer as the algebra reads it; under `probing`, random numbers in its place."""
+    if not _PROBING.get():
+        return tensor
+    generator = torch.Generator().manual_seed(id(tensor) % (1 << 31))
+    return torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
+
+
+@contextmanager
+def probing() -> Iterator[None]:
+    """Evaluate expressions at random parameter values: a fact that holds there is one of structure."""
+    token = _PROBING.set(True)
+    try:
+        yield
+    finally:
+        _PROBING.reset(token)
 
 
 @dataclass(frozen=True)

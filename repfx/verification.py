@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from repfx.affine import AffineConv
 from repfx.decline import Decline, Reason
 from repfx.emission import Target, emit
 from repfx.graph import LiftedGraph
 from repfx.ops import Affine
-from repfx.protocol import Add, Apply, Cat, Expr, Proposal, Ref
+from repfx.protocol import Add, Apply, Cat, Expr, Proposal, Ref, Shared
 
 FLOAT64_BOUND = 1e-10  # relative, after folds whose condition is at most 1e5
 _SIZES = ((1, 8, 16, 4), (1, 9, 7, 5), (2, 3, 2, 3))  # batch, then spatial sizes
@@ -73,7 +74,7 @@ def _read(lifted: LiftedGraph, node: fx.Node) -> tuple[fx.Node, ...]:
 
 def _leaves(expr: Expr) -> Sequence[fx.Node]:
     match expr:
-        case Ref(node=node) | Apply(value=node):
+        case Ref(node=node) | Apply(value=node) | Shared(value=node):
             return [node]
         case Add(values=values) | Cat(values=values):
             return [leaf for value in values for leaf in _leaves(value)]
@@ -85,7 +86,7 @@ class _Runner:
     def __init__(self, lifted: LiftedGraph) -> None:
         self.lifted = lifted
         self._modules: dict[str, nn.Module] = {}
-        self._emitted: dict[int, list[nn.Module]] = {}
+        self._emitted: dict[int, tuple[AffineConv, list[nn.Module]]] = {}
         self._constants: dict[fx.Node, Any] = {}
 
     def run(
@@ -108,12 +109,9 @@ class _Runner:
             case Ref(node=node):
                 return env[node]
             case Apply(map=map_, value=value):
-                if id(map_) not in self._emitted:
-                    self._emitted[id(map_)] = [module for _, module in emit(map_, _DOUBLE)]
-                out = env[value]
-                for module in self._emitted[id(map_)]:
-                    out = module(out)
-                return out
+                return self._modules_of(map_, env[value])
+            case Shared(map=map_, value=value, part=part):
+                return self._modules_of(part, self._modules_of(map_, env[value]))
             case Add(values=values):
                 total = self._expression(values[0], env)
                 for value in values[1:]:
@@ -121,6 +119,13 @@ class _Runner:
                 return total
             case Cat(values=values, dim=dim):
                 return torch.cat([self._expression(v, env) for v in values], dim)
+
+    def _modules_of(self, map_: AffineConv, x: Tensor) -> Tensor:
+        if id(map_) not in self._emitted:
+            self._emitted[id(map_)] = (map_, [module for _, module in emit(map_, _DOUBLE)])
+        for module in self._emitted[id(map_)][1]:
+            x = module(x)
+        return x
 
     def _node(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         op = self.lifted.op(node)

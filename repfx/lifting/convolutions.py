@@ -15,6 +15,7 @@ from repfx.decline import Decline, Reason
 from repfx.lifting.context import Context, argument, tuple_of
 from repfx.modules import BorderTerm, _Extended
 from repfx.ops import Affine, Alias, Op, Opaque
+from repfx.values import leaf
 
 Rule = Callable[[fx.Node, Any, Context], Op | None]
 
@@ -41,7 +42,7 @@ def _weight_of(module: nn.Module) -> Callable[[], Tensor]:
                     )
         weight = module.weight
         assert isinstance(weight, Tensor)
-        return weight
+        return leaf(weight)
 
     return read
 
@@ -59,7 +60,7 @@ def _conv_module(node: fx.Node, module: Any, context: Context) -> Op | None:
     extended = isinstance(module, _Extended)
     map_ = makers.from_conv(
         _weight_of(module),
-        None if module.bias is None else lambda: module.bias,
+        None if module.bias is None else lambda: leaf(module.bias),
         shape=module.weight.shape,
         groups=module.groups,
         stride=module.stride,
@@ -91,7 +92,7 @@ def _linear_module(node: fx.Node, module: Any, context: Context) -> Op | None:
     if type(module).forward is not nn.Linear.forward:
         return context.declined(node, f"{type(module).__name__} overrides the linear's forward")
     map_ = makers.from_conv(
-        _weight_of(module), None if module.bias is None else lambda: module.bias, shape=module.weight.shape
+        _weight_of(module), None if module.bias is None else lambda: leaf(module.bias), shape=module.weight.shape
     )
     return fixed(argument(node, 0, "input"), map_)
 

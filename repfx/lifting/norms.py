@@ -17,6 +17,7 @@ from repfx.affine import AffineConv
 from repfx.decline import Decline, Reason
 from repfx.lifting.context import Context, argument
 from repfx.ops import Affine, Op
+from repfx.values import leaf
 
 _AXES: dict[type, int] = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 _Lazy = Callable[[], Tensor]
@@ -77,7 +78,7 @@ def _batch_norm(node: fx.Node, module: Any, context: Context) -> Op | None:
         argument(node, 0, "input"),
         next((axes for kind, axes in _AXES.items() if isinstance(module, kind)), None),
         module.num_features,
-        (lambda: module.running_mean, lambda: module.running_var),
+        (lambda: leaf(module.running_mean), lambda: leaf(module.running_var)),
         (_maybe(module, "weight"), _maybe(module, "bias")),
         module.eps,
         context,
@@ -87,7 +88,7 @@ def _batch_norm(node: fx.Node, module: Any, context: Context) -> Op | None:
 def _maybe(module: nn.Module, name: str) -> _Lazy | None:
     if getattr(module, name) is None:
         return None
-    return lambda: getattr(module, name)
+    return lambda: leaf(getattr(module, name))
 
 
 def _batch_norm_function(node: fx.Node, context: Context) -> Op | None:
