@@ -126,17 +126,25 @@ FOLDS = {
     ),
     "conv1d, BatchNorm1d": Folds(
         lambda: Net(lambda s, x: s.n(s.a(x)), a=nn.Conv1d(4, 3, 3, padding=1), n=nn.BatchNorm1d(3)),
-        CONV, 4, ((1,), (4,), (9,)),
+        CONV,
+        4,
+        ((1,), (4,), (9,)),
     ),
     "conv3d, BatchNorm3d": Folds(
         lambda: Net(lambda s, x: s.n(s.a(x)), a=nn.Conv3d(4, 3, 3, padding=1), n=nn.BatchNorm3d(3)),
-        CONV, 4, ((1, 2, 3), (4, 3, 5)),
+        CONV,
+        4,
+        ((1, 2, 3), (4, 3, 5)),
     ),
-    "norm, padded conv": Folds(lambda: Net(lambda s, x: s.a(s.n(x)), a=conv(4, 4), n=BN(4)), CONV | {"border_terms": 1}),
+    "norm, padded conv": Folds(
+        lambda: Net(lambda s, x: s.a(s.n(x)), a=conv(4, 4), n=BN(4)), CONV | {"border_terms": 1}
+    ),
     "norm, valid conv": Folds(lambda: Net(lambda s, x: s.a(s.n(x)), a=conv(4, 4, 3, 0), n=BN(4)), CONV),
     "norm, reflecting conv": Folds(
         lambda: Net(lambda s, x: s.a(s.n(x)), a=conv(4, 4, 3, padding_mode="reflect"), n=BN(4)),
-        CONV | {"others": 1}, 4, ((8, 8), (3, 5), (2, 9)),
+        CONV | {"others": 1},
+        4,
+        ((8, 8), (3, 5), (2, 9)),
     ),
     "times (C,1,1)": Folds(after_conv(lambda s, y: y * s.g, g=lambda: parameter(4, 1, 1)), CONV),
     "times (1,C,1,1), plus": Folds(
@@ -152,9 +160,12 @@ FOLDS = {
     "sigmoid of a parameter": Folds(
         after_conv(lambda s, y: y * torch.sigmoid(s.g).view(1, -1, 1, 1), g=lambda: parameter(4)), CONV
     ),
-    "exp and getitem of a parameter": Folds(after_conv(lambda s, y: y * torch.exp(s.g[1]), g=lambda: parameter(3)), CONV),
+    "exp and getitem of a parameter": Folds(
+        after_conv(lambda s, y: y * torch.exp(s.g[1]), g=lambda: parameter(3)), CONV
+    ),
     "dropouts and no-ops": Folds(
-        after_conv(lambda s, y: s.n(F.dropout(s.d(y), training=False).contiguous()), n=lambda: BN(4), d=nn.Dropout), CONV
+        after_conv(lambda s, y: s.n(F.dropout(s.d(y), training=False).contiguous()), n=lambda: BN(4), d=nn.Dropout),
+        CONV,
     ),
     # --- weights that are expressions of parameters
     "parametrized weight": Folds(lambda: Net(lambda s, x: s.n(s.a(x)), a=_doubled(conv(4, 4)), n=BN(4)), CONV),
@@ -162,7 +173,9 @@ FOLDS = {
     "weight built from parameters": Folds(
         lambda: Net(
             lambda s, x: s.n(F.conv2d(x, torch.einsum("oi,ihw->oihw", s.w, s.k), padding=1)),
-            w=parameter(4, 4), k=parameter(4, 3, 3), n=BN(4),
+            w=parameter(4, 4),
+            k=parameter(4, 3, 3),
+            n=BN(4),
         ),
         CONV,
     ),
@@ -192,39 +205,60 @@ FOLDS = {
     "two heads, each with its norm": Folds(
         lambda: Net(
             lambda s, x: (s.a(s.n(x)) + s.b(s.m(x))) / 2,
-            a=nn.Linear(4, 3), b=nn.Linear(4, 3), n=nn.BatchNorm1d(4), m=nn.BatchNorm1d(4),
+            a=nn.Linear(4, 3),
+            b=nn.Linear(4, 3),
+            n=nn.BatchNorm1d(4),
+            m=nn.BatchNorm1d(4),
         ),
-        {"linears": 1}, 4, ((),), (),
+        {"linears": 1},
+        4,
+        ((),),
+        (),
     ),
     # --- split and concatenate
     "chunk, parts, cat": Folds(split_net(chunked), CONV, 6),
     "reordered, duplicated, dropped parts": Folds(split_net(shuffled_parts), CONV | {"permutations": 1}, 6),
     "slices, cat": Folds(
         lambda: Net(lambda s, x: torch.cat([x[:, :2], s.a(x[:, 2:])], 1), a=conv(4, 4, groups=4)),
-        CONV, 6, hostile.SIZES, (8, 8),
+        CONV,
+        6,
+        hostile.SIZES,
+        (8, 8),
     ),
     "stack and reshape": Folds(
         lambda: Net(stacked_parts, a=conv(4, 4, 3, stride=2, groups=4), b=conv(4, 4, 7, stride=2, groups=4)),
-        CONV, 4, EVEN, (8, 8),
+        CONV,
+        4,
+        EVEN,
+        (8, 8),
     ),
     "cloned depthwise, cat, 1x1": Folds(
         lambda: Net(
             lambda s, x: s.c(torch.cat([s.a(x), s.b(x)], 1)),
-            a=conv(4, 4, groups=4), b=conv(4, 4, 7, groups=4), c=conv(8, 3, 1),
+            a=conv(4, 4, groups=4),
+            b=conv(4, 4, 7, groups=4),
+            c=conv(8, 3, 1),
         ),
         {"convolutions": 2},
     ),
     "norm after cat": Folds(
         lambda: Net(
             lambda s, x: s.n(torch.cat([s.a(torch.relu(x)), s.b(torch.tanh(x))], 1)),
-            a=conv(4, 4), b=conv(4, 2, 1), n=BN(6),
+            a=conv(4, 4),
+            b=conv(4, 2, 1),
+            n=BN(6),
         ),
         {"convolutions": 2, "concats": 1, "others": 2},
     ),
     **{
         f"{name} carried through an activation": Folds(
-            lambda run=run: Net(lambda s, x: s.b(torch.relu(run(s, s.a(x)))), a=conv(4, 4), b=conv(4, 3, 1),
-                                p=nn.ChannelShuffle(2), i=torch.tensor([2, 0, 3, 1])),
+            lambda run=run: Net(
+                lambda s, x: s.b(torch.relu(run(s, s.a(x)))),
+                a=conv(4, 4),
+                b=conv(4, 3, 1),
+                p=nn.ChannelShuffle(2),
+                i=torch.tensor([2, 0, 3, 1]),
+            ),
             {"convolutions": 2, "others": 1},
         )
         for name, run in {
@@ -244,12 +278,15 @@ FOLDS = {
     # --- constant padding
     "padded by a value": Folds(
         lambda: Net(lambda s, x: s.a(F.pad(x, (1, 1, 1, 1), value=0.7)), a=conv(4, 4, 3, 0)),
-        CONV | {"border_terms": 1}, 4, hostile.SIZES, (8, 8),
+        CONV | {"border_terms": 1},
+        4,
+        hostile.SIZES,
+        (8, 8),
     ),
     "border written as the norm's response": Folds(
         lambda: Net(written_border, a=conv(4, 4, 3, 0), n=BN(4), b=conv(4, 4, 1, bias=False)), CONV
     ),
-}  # fmt: skip
+}
 
 
 class _Double(nn.Module):
@@ -307,72 +344,131 @@ NORM_STAYS = {"convolutions": 1, "batch_norms": 1}
 STAYS = {
     "no running statistics": Stays(
         lambda: Net(lambda s, x: s.n(s.a(x)), a=conv(4, 4), n=BN(4, track_running_stats=False)),
-        Reason.NOT_EXACT, "n", "keeps no running statistics", NORM_STAYS, ((8, 8), (3, 5)),
+        Reason.NOT_EXACT,
+        "n",
+        "keeps no running statistics",
+        NORM_STAYS,
+        ((8, 8), (3, 5)),
     ),
     "F.batch_norm that uses the batch": Stays(
         after_conv(lambda s, y: F.batch_norm(y, s.m.clone(), s.v.clone(), s.g, s.h, True), **statistics()),
-        Reason.NOT_EXACT, "batch_norm", "uses the batch's own statistics", NORM_STAYS, ((8, 8), (3, 5)),
+        Reason.NOT_EXACT,
+        "batch_norm",
+        "uses the batch's own statistics",
+        NORM_STAYS,
+        ((8, 8), (3, 5)),
     ),
     "F.batch_norm whose weight depends on the input": Stays(
         after_conv(lambda s, y: F.batch_norm(y, s.m, s.v, y.mean((0, 2, 3)), s.h), **statistics()),
-        Reason.NOT_EXACT, "batch_norm", "its weight depends on the input", NORM_STAYS,
+        Reason.NOT_EXACT,
+        "batch_norm",
+        "its weight depends on the input",
+        NORM_STAYS,
     ),
     "weight that depends on the input": Stays(
         lambda: Net(lambda s, x: F.conv2d(x, s.w * x.mean(), padding=1), w=parameter(4, 4, 3, 3)),
-        Reason.NOT_EXACT, "conv2d", "its weight depends on the input", {"convolutions": 1},
+        Reason.NOT_EXACT,
+        "conv2d",
+        "its weight depends on the input",
+        {"convolutions": 1},
     ),
     "linear weight that depends on the input": Stays(
         lambda: Net(lambda s, x: F.linear(x, s.w * x.mean()), w=parameter(3, 4)),
-        Reason.NOT_EXACT, "linear", "its weight depends on the input", {"linears": 1}, ((),),
+        Reason.NOT_EXACT,
+        "linear",
+        "its weight depends on the input",
+        {"linears": 1},
+        ((),),
     ),
     "constant with spatial extent": Stays(
         after_conv(lambda s, y: y + s.h, h=lambda: parameter(1, 4, 8, 8)),
-        Reason.NOT_EXACT, "add", "varies over the image", {"convolutions": 1, "adds": 1}, ((8, 8),),
+        Reason.NOT_EXACT,
+        "add",
+        "varies over the image",
+        {"convolutions": 1, "adds": 1},
+        ((8, 8),),
     ),
     "constant along the width": Stays(
         after_conv(lambda s, y: y * s.h, h=lambda: parameter(4)),
-        Reason.NOT_EXACT, "mul", "mixes maps over 0 and 2 spatial axes", {"convolutions": 1, "muls": 1}, ((8, 4), (1, 4)),
+        Reason.NOT_EXACT,
+        "mul",
+        "mixes maps over 0 and 2 spatial axes",
+        {"convolutions": 1, "muls": 1},
+        ((8, 4), (1, 4)),
     ),
     "pool that does not count its padding": Stays(
-        lambda: Net(lambda s, x: s.a(x) + s.p(x), a=conv(4, 4, groups=4),
-                    p=nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
-        Reason.NOT_EXACT, "p", "count_include_pad=False", {"convolutions": 1, "adds": 1},
+        lambda: Net(
+            lambda s, x: s.a(x) + s.p(x), a=conv(4, 4, groups=4), p=nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+        ),
+        Reason.NOT_EXACT,
+        "p",
+        "count_include_pad=False",
+        {"convolutions": 1, "adds": 1},
     ),
     "pool that clips": Stays(
-        lambda: Net(lambda s, x: s.b(x) + s.p(x), b=conv(4, 4, 2, 0, stride=2, groups=4),
-                    p=nn.AvgPool2d(2, 2, ceil_mode=True)),
-        Reason.NOT_EXACT, "p", "ceil_mode", {"convolutions": 1, "adds": 1}, ((8, 8), (2, 4), (16, 4)),
+        lambda: Net(
+            lambda s, x: s.b(x) + s.p(x), b=conv(4, 4, 2, 0, stride=2, groups=4), p=nn.AvgPool2d(2, 2, ceil_mode=True)
+        ),
+        Reason.NOT_EXACT,
+        "p",
+        "ceil_mode",
+        {"convolutions": 1, "adds": 1},
+        ((8, 8), (2, 4), (16, 4)),
     ),
     "padding by a value that depends on the size": Stays(
         lambda: Net(lambda s, x: s.a(F.pad(x, (x.shape[3] // 2, 1))), a=conv(4, 4, 1)),
-        Reason.NOT_EXACT, "pad", "its padding depends on the input's size", {"convolutions": 1},
+        Reason.NOT_EXACT,
+        "pad",
+        "its padding depends on the input's size",
+        {"convolutions": 1},
     ),
     "convolution padded by the size": Stays(
         lambda: Net(lambda s, x: s.n(F.conv2d(x, s.w, None, 1, x.shape[2] // 2)), w=parameter(4, 4, 1, 1), n=BN(4)),
-        Reason.NOT_EXACT, "conv2d", "its padding depends on the input's size", {"convolutions": 1},
+        Reason.NOT_EXACT,
+        "conv2d",
+        "its padding depends on the input's size",
+        {"convolutions": 1},
     ),
     "slice of an unknown number of channels": Stays(
         lambda: Net(lambda s, x: s.a(x[:, ::2]), a=conv(2, 2, 1)),
-        Reason.UNKNOWN_FACT, "getitem", "channel count is not known", {"convolutions": 1},
+        Reason.UNKNOWN_FACT,
+        "getitem",
+        "channel count is not known",
+        {"convolutions": 1},
     ),
     "3x3 p1, 3x3 p1": Stays(
         lambda: Net(lambda s, x: s.b(s.a(x)), a=conv(4, 4, groups=4), b=conv(4, 4, groups=4)),
-        Reason.NOT_EXACT, "b", "differ on the frame", {"convolutions": 2},
+        Reason.NOT_EXACT,
+        "b",
+        "differ on the frame",
+        {"convolutions": 2},
     ),
     "3x3 s2 p1, 3x3 p1": Stays(
         lambda: Net(lambda s, x: s.b(s.a(x)), a=conv(4, 4, groups=4, stride=2), b=conv(4, 4, groups=4)),
-        Reason.NOT_EXACT, "b", "differ on the frame", {"convolutions": 2}, ((7, 9), (5, 5), (8, 8)),
+        Reason.NOT_EXACT,
+        "b",
+        "differ on the frame",
+        {"convolutions": 2},
+        ((7, 9), (5, 5), (8, 8)),
     ),
     "branches of unequal size": Stays(
         lambda: Net(lambda s, x: s.a(x) + s.b(x), a=conv(4, 4, 3, 0, groups=4), b=conv(4, 4, 1, groups=4)),
-        Reason.NOT_EXACT, "add", "output sizes differ", {"convolutions": 2, "adds": 1}, ((3, 3),),
+        Reason.NOT_EXACT,
+        "add",
+        "output sizes differ",
+        {"convolutions": 2, "adds": 1},
+        ((3, 3),),
     ),
     "mixed padding modes": Stays(
-        lambda: Net(lambda s, x: s.a(x) + s.b(x), a=conv(4, 4, groups=4),
-                    b=conv(4, 4, groups=4, padding_mode="replicate")),
-        Reason.NOT_EXACT, "add", "padding modes", {"convolutions": 2, "adds": 1},
+        lambda: Net(
+            lambda s, x: s.a(x) + s.b(x), a=conv(4, 4, groups=4), b=conv(4, 4, groups=4, padding_mode="replicate")
+        ),
+        Reason.NOT_EXACT,
+        "add",
+        "padding modes",
+        {"convolutions": 2, "adds": 1},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", STAYS)
