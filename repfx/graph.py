@@ -114,20 +114,35 @@ class LiftedGraph:
     def _reached(self, node: fx.Node, user: fx.Node) -> list[fx.Node]:
         """The readers of `node` behind one of its users: the user itself, unless it only prepares others."""
         found: list[fx.Node] = []
+        between: list[fx.Node] = []
         seen, work = {user}, [user]
         while work:
             step = work.pop()
             if self.is_affine(step) and node in self.sources(step):
                 found.append(step)
                 continue
-            ends = step.op == "output" or has_effect(step) or len(seen) > _LOOK_THROUGH
-            prepares = isinstance(self.ops.get(step), Opaque) or self.is_affine(step)
-            if ends or (step.users and not prepares):
-                return [user]
+            if step.op == "output" or has_effect(step) or not step.users or len(seen) > _LOOK_THROUGH:
+                return [user] if step.users or step.op == "output" or has_effect(step) else found
+            between.append(step)
             fresh = [u for u in step.users if u not in seen]
             seen.update(fresh)
             work.extend(fresh)
-        return found
+        if not between:
+            return found
+        understood = set().union(*(self._prepared(reader) for reader in found))
+        return found if all(step in understood for step in between) else [user]
+
+    def _prepared(self, node: fx.Node) -> set[fx.Node]:
+        """What stands between an affine node and the values it reads: its split, stack, view, size reads."""
+        sources = set(self.sources(node))
+        seen: set[fx.Node] = set()
+        work = list(node.all_input_nodes)
+        while work:
+            step = work.pop()
+            if step not in sources and step not in seen and len(seen) <= _LOOK_THROUGH:
+                seen.add(step)
+                work.extend(step.all_input_nodes)
+        return seen
 
     def place(self, node: fx.Node) -> str:
         """Module path of a node, for people."""

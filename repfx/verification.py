@@ -37,6 +37,9 @@ def verify_proposal(lifted: LiftedGraph, proposal: Proposal) -> float | Decline 
     inputs = sorted({n for node in region for n in _read(lifted, node) if n not in inside})
     inputs = sorted({*inputs, *(n for e in replaced.values() for n in _leaves(e) if n not in inside)})
     outputs = list(proposal.outputs or replaced)
+    leak = _leak(proposal, inside, set(inputs))
+    if leak is not None:
+        return _bug(f"changes {leak.name}, which the region reads as if it were given")
     runner = _Runner(lifted)
     worst: float | None = None
     for probe in _probes(lifted, region, inputs):
@@ -58,6 +61,26 @@ def verify_proposal(lifted: LiftedGraph, proposal: Proposal) -> float | Decline 
                 )
             worst = error if worst is None else max(worst, error)
     return worst
+
+
+def _leak(proposal: Proposal, inside: set[fx.Node], inputs: set[fx.Node]) -> fx.Node | None:
+    """An input of the region that depends on a value the proposal changes.
+
+    Found by the plain edges of the graph, not by the lifting that made the proposal.
+    """
+    if not proposal.across:
+        return None
+    changed = [n for n in inside if n not in proposal.outputs]
+    seen, work = set(changed), list(changed)
+    last = max(inside)
+    while work:
+        for user in work.pop().users:
+            if user in inputs:
+                return user
+            if user not in seen and user not in inside and user < last:
+                seen.add(user)
+                work.append(user)
+    return None
 
 
 def _bug(fact: str) -> Decline:
