@@ -1,0 +1,68 @@
+"""A pass of one's own, used instead of the default ones.  docs/writing-a-pass.md explains it line by line.
+
+python examples/custom_pass.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import timm
+import torch
+
+import repfx
+from repfx.decline import Decline, Reason
+from repfx.form import Kind, form_of
+from repfx.graph import LiftedGraph
+from repfx.ops import Affine
+from repfx.protocol import Apply, Proposal
+from repfx.regions import between
+
+
+@dataclass(frozen=True)
+class FoldNorms:
+    """fold_norms: a batch norm goes into the convolution before it, and nothing else happens.
+
+        Given:  y = bn(conv(x))      Result: y = conv(x)
+
+    Exact always.  Declined where the convolution's output is also read elsewhere.
+    """
+
+    name: str = "fold_norms"
+
+    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
+        """One proposal per batch norm behind a convolution."""
+        for node in lifted.nodes():
+            norm = lifted.op(node)
+            if not isinstance(norm, Affine) or not norm.axes or not lifted.is_affine(norm.source):
+                continue
+            scale, conv = lifted.map_of(node, norm.axes), lifted.op(norm.source)
+            if isinstance(scale, Decline) or not isinstance(conv, Affine):
+                continue
+            if form_of(scale).kind is not Kind.SCALE:
+                continue
+            if len(lifted.readers(norm.source)) > 1:
+                fact = "scales a value that is read elsewhere too"
+                yield Decline(Reason.OUTSIDE_USE, fact, lifted.place(node))
+                continue
+            region = between(lifted, conv.source, node)
+            if isinstance(region, Decline):
+                yield region
+                continue
+            yield Proposal(self.name, ((node, Apply(region.map, conv.source)),), region.nodes)
+
+
+def main() -> None:
+    """The multi-branch network keeps its branches and loses its batch norms."""
+    model = repfx.randomize_statistics(timm.create_model("resnet10t")).eval()
+    x = torch.randn(1, 3, 64, 64)
+    fused = repfx.reparameterize(model, (x,), passes=(FoldNorms(),))
+    counts = repfx.report(fused)
+    print(f"{counts.before.batch_norms} batch norms -> {counts.after.batch_norms}")
+    print(f"{counts.before.convolutions} convolutions -> {counts.after.convolutions}")
+    print(counts.equivalence)
+
+
+if __name__ == "__main__":
+    main()
