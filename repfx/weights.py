@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -113,7 +114,8 @@ def _read_torchscript(path: Path, trust: bool) -> dict[str, Tensor]:
 def _read_pickle(path: Path, trust: bool) -> object:
     """What the file holds; by default through the unpickler that builds tensors and plain data only."""
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an old pickle protocol is no news to the user
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # hostile bytes raise almost anything
         code = _pickled_code(error)
