@@ -1,0 +1,358 @@
+"""Mutation check: each rewrite is broken in turn, and the tests must notice.
+
+    python -m tests.mutations                 # all mutants, a few seconds each
+    python -m tests.mutations --list
+    python -m tests.mutations bias-by-1-percent wrong-group
+
+A mutant is one small change of the source (a sign, a flip, a pad by one, a bias by 1 %, a wrong group
+index, a guard that always says yes) in a temporary copy of the tree.  The fast part of the suite runs
+there until its first failure; it compiles with `verify=False`, so the compiler's own gate does not help.
+Exit code 0: every mutant was noticed.  Tests that fail without any mutant are left out, and named.
+`tests/test_mutations.py` checks in the ordinary suite that every mutant still applies, and that a bias
+that is off by 1 % is noticed once per pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TREES = ("repfx", "passes", "tests", "repnext")
+SUITE = (
+    "tests/test_border.py",
+    "tests/test_form.py",
+    "tests/test_parallel.py",
+    "tests/test_lifting.py",
+    "tests/passes",
+    "tests/test_traps.py",
+    "tests/test_serial.py",
+    "tests/test_algebra_laws.py",
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: `old`, which occurs exactly once in `file`, becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+    def problem(self, root: Path = ROOT) -> str:
+        """Why this mutant cannot be made, or ""."""
+        count = (root / self.file).read_text().count(self.old)
+        return "" if count == 1 else f"{self.file} holds {count} times: {self.old}"
+
+    def apply(self, root: Path) -> None:
+        """Change the copy at `root`."""
+        path = root / self.file
+        path.write_text(path.read_text().replace(self.old, self.new))
+
+
+MUTANTS = (
+    # --- repfx/values.py
+    Mutant(
+        "kernel-flipped",
+        "repfx/values.py",
+        "part = torch.bmm(outer[(..., *tap)], flat)",
+        "part = torch.bmm(outer[(..., *(n - 1 - t for t, n in zip(tap, k2)))], flat)",
+    ),
+    Mutant(
+        "outer-taps-not-spread",
+        "repfx/values.py",
+        "out[(..., *(slice(t, t + (k - 1) * s + 1, s) for t, s, k in zip(tap, stride, k2)))] += part",
+        "out[(..., *(slice(t, t + k) for t, s, k in zip(tap, stride, k2)))] += part",
+    ),
+    Mutant(
+        "scale-not-multiplied",
+        "repfx/values.py",
+        "return _spread(gathered(inner, reads.rows[:, 0]) * scale, out.width)",
+        "return _spread(gathered(inner, reads.rows[:, 0]), out.width)",
+    ),
+    Mutant(
+        "dilation-not-written-out",
+        "repfx/values.py",
+        "out[(..., *(slice(None, None, d) for d in dilation))] = kernel",
+        "out[(..., *(slice(0, k) for k in kernel.shape[lead:]))] = kernel",
+    ),
+    # --- repfx/serial.py
+    Mutant(
+        "pad-by-one",
+        "repfx/serial.py",
+        "before=tuple(b1 + s * b2 for b1, s, b2 in zip(inner.before, stride, outer.before)),",
+        "before=tuple(b1 + s * b2 + (b2 > 0) for b1, s, b2 in zip(inner.before, stride, outer.before)),",
+    ),
+    Mutant(
+        "frame-guard-before-dropped",
+        "repfx/serial.py",
+        "touches_before = outer.before[axis] > 0 and kernel - 1 - before >= stride",
+        "touches_before = False",
+    ),
+    Mutant(
+        "frame-guard-after-at-one-size-only",
+        "repfx/serial.py",
+        "first_outside = inner.extent[axis] - max(_remainders(inner, axis)) + stride",
+        "first_outside = inner.extent[axis] - min(_remainders(inner, axis)) + stride",
+    ),
+    Mutant(
+        "other-padding-modes-compose-freely",
+        "repfx/serial.py",
+        "        if inner.is_pointwise and not inner.borders:\n            return None",
+        "        return None",
+    ),
+    Mutant(
+        "inner-bias-seen-through-the-mean",
+        "repfx/serial.py",
+        "kernel = kernel.sum(2 + axis, keepdim=True)",
+        "kernel = kernel.mean(2 + axis, keepdim=True)",
+    ),
+    Mutant(
+        "inner-bias-is-a-plain-bias",
+        "repfx/serial.py",
+        "free = [constant.free[axis] and not padded[axis] for axis in axes]",
+        "free = [constant.free[axis] for axis in axes]",
+    ),
+    Mutant(
+        "border-on-the-wrong-grid",
+        "repfx/serial.py",
+        "before[axis] = border.before[axis] * stride - tap",
+        "before[axis] = border.before[axis] - tap",
+    ),
+    # --- repfx/parallel.py
+    Mutant(
+        "sum-sign",
+        "repfx/parallel.py",
+        "own if planes is None else planes + own",
+        "own if planes is None else planes - own",
+    ),
+    Mutant(
+        "sum-forgets-biases",
+        "repfx/parallel.py",
+        "v.bias if bias is None else bias + v.bias",
+        "v.bias if bias is None else bias",
+    ),
+    Mutant(
+        "branch-one-tap-off",
+        "repfx/parallel.py",
+        "lead = [b - p for b, p in zip(before, part.before)]",
+        "lead = [0 for b, p in zip(before, part.before)]",
+    ),
+    Mutant("sizes-need-not-agree", "repfx/parallel.py", "if part.extent != first.extent:", "if False:"),
+    Mutant("strides-need-not-agree", "repfx/parallel.py", "if part.stride != first.stride:", "if False:"),
+    Mutant("padding-modes-mix", "repfx/parallel.py", "    if len(modes) > 1:", "    if False:"),
+    Mutant(
+        "broadcast-channels-added",
+        "repfx/parallel.py",
+        "    if len(counts) > 1:",
+        "    if False:",
+    ),
+    # --- repfx/affine.py, repfx/makers.py
+    Mutant(
+        "slice-from-the-top",
+        "repfx/affine.py",
+        "gathered(v.planes, outputs)[:, : incidence.width],",
+        "v.planes[: len(outputs), : incidence.width],",
+    ),
+    Mutant(
+        "factor-misses-the-bias",
+        "repfx/affine.py",
+        "Values(v.planes * factor, v.bias * factor,",
+        "Values(v.planes * factor, v.bias,",
+    ),
+    Mutant(
+        "pool-ignores-its-divisor",
+        "repfx/makers.py",
+        "value = 1.0 / (divisor or prod(kernel))",
+        "value = 1.0 / prod(kernel)",
+    ),
+    # --- repfx/form.py, repfx/emission.py, repfx/modules.py
+    Mutant(
+        "bias-by-1-percent",
+        "repfx/emission.py",
+        '_cast(bias, target, path, "bias")',
+        '_cast(bias * 1.01, target, path, "bias")',
+    ),
+    Mutant(
+        "weight-by-1-percent",
+        "repfx/emission.py",
+        '_cast(weight, target, path, "weight")',
+        '_cast(weight * 1.01, target, path, "weight")',
+    ),
+    Mutant(
+        "wrong-group",
+        "repfx/emission.py",
+        "local = np.where(rows < 0, -1, local % width)",
+        "local = np.where(rows < 0, -1, (local + 1) % width)",
+    ),
+    Mutant(
+        "wrong-permutation-direction", "repfx/emission.py", "else np.argsort(form.order)", "else np.asarray(form.order)"
+    ),
+    Mutant(
+        "border-term-dropped",
+        "repfx/modules.py",
+        "            y = y + border(sizes, y.shape[2:])",
+        "            y = y + 0 * border(sizes, y.shape[2:])",
+    ),
+    Mutant("border-one-pixel-large", "repfx/modules.py", "(places < inputs[axis])", "(places <= inputs[axis])"),
+    Mutant("border-forgets-the-stride", "repfx/modules.py", "[:, None] * self.stride[axis]", "[:, None]"),
+    Mutant(
+        "border-map-kept-too-long",
+        "repfx/modules.py",
+        "if self._last is None or self._last[0] != key:",
+        "if self._last is None:",
+    ),
+    # --- repfx/lifting
+    Mutant(
+        "norm-without-eps",
+        "repfx/lifting/norms.py",
+        "torch.rsqrt(variance().double() + eps)",
+        "torch.rsqrt(variance().double())",
+    ),
+    Mutant(
+        "norm-mean-sign",
+        "repfx/lifting/norms.py",
+        "moved = -mean().double() * scale()",
+        "moved = mean().double() * scale()",
+    ),
+    Mutant(
+        "batch-statistics-folded",
+        "repfx/lifting/norms.py",
+        "    if training is not False or not isinstance(eps, float | int):",
+        "    if False:",
+    ),
+    Mutant(
+        "same-padding-on-the-other-side",
+        "repfx/lifting/convolutions.py",
+        "return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)",
+        "return tuple(t - t // 2 for t in total), tuple(t // 2 for t in total)",
+    ),
+    Mutant("clipped-pool-is-a-conv", "repfx/lifting/convolutions.py", "    if ceil:\n", "    if False:\n"),
+    Mutant(
+        "uncounted-padding-is-a-conv",
+        "repfx/lifting/convolutions.py",
+        "    if not count and any(pads):",
+        "    if False:",
+    ),
+    Mutant(
+        "minus-is-plus",
+        "repfx/lifting/arithmetic.py",
+        "_sub: Rule = lambda node, context: _sum(node, context, -1.0)",
+        "_sub: Rule = lambda node, context: _sum(node, context, 1.0)",
+    ),
+    Mutant("mean-is-sum", "repfx/lifting/arithmetic.py", "weight = 1.0 / len(values) if mean else 1.0", "weight = 1.0"),
+    # --- repfx/regions.py, repfx/rewriting.py, repfx/constants.py
+    Mutant(
+        "factors-of-a-sum-ignored",
+        "repfx/regions.py",
+        "parts = [maps[t] if factor == 1.0 else scaled(maps[t], factor) for t, factor in terms]",
+        "parts = [maps[t] for t, factor in terms]",
+    ),
+    Mutant("used-outside-ignored", "repfx/rewriting.py", "    if leak is not None:", "    if False:"),
+    Mutant("excluded-ignored", "repfx/rewriting.py", "            if self.excluded(node):", "            if False:"),
+    # --- passes
+    Mutant(
+        "shift-in-every-term",
+        "passes/fold_scales.py",
+        "else linear_part(scaled(map_, factor))",
+        "else scaled(map_, factor)",
+    ),
+    Mutant("concat-scale-of-the-wrong-part", "passes/fold_scales.py", "                start += size\n", ""),
+    Mutant(
+        "orders-turned-round",
+        "passes/carry_permutations.py",
+        "new = take(new, np.argsort(own))",
+        "new = take(new, own)",
+    ),
+    Mutant(
+        "factor-of-a-term-ignored",
+        "passes/collapse_sums.py",
+        "maps.append(region.map if factor == 1.0 else scaled(region.map, factor))",
+        "maps.append(region.map)",
+    ),
+)
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the source in `folder`."""
+    for tree in TREES:
+        if (ROOT / tree).is_dir():
+            skip = shutil.ignore_patterns("__pycache__", "weights", "data")
+            shutil.copytree(ROOT / tree, folder / tree, ignore=skip, dirs_exist_ok=True)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def run_suite(root: Path, *options: str) -> tuple[int, str]:
+    """Exit code and output of the fast part of the suite, in the tree at `root`."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--tb=no", *options, *SUITE]
+    path = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=root, env=path, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def failures(output: str) -> list[str]:
+    """Tests named in pytest's summary."""
+    return [line.split(" - ")[0].removeprefix("FAILED ") for line in output.splitlines() if line.startswith("FAILED ")]
+
+
+def check(mutants: Sequence[Mutant]) -> int:
+    """Run each mutant and print what noticed it; the number that went unnoticed."""
+    with tempfile.TemporaryDirectory() as name:
+        root = copied(Path(name))
+        code, output = run_suite(root)
+        known = failures(output)
+        if code not in (0, 1):
+            raise SystemExit(f"the suite does not run without a mutant:\n{output}")
+        for test in known:
+            print(f"fails without a mutant, left out: {test}")
+        skip = [option for test in known for option in ("--deselect", test)]
+        unnoticed = 0
+        for mutant in mutants:
+            problem = mutant.problem(root)
+            if problem:
+                print(f"STALE     {mutant.name}: {problem}", flush=True)
+                unnoticed += 1
+                continue
+            original, started = (root / mutant.file).read_text(), time.perf_counter()
+            mutant.apply(root)
+            code, output = run_suite(root, "-x", *skip)
+            (root / mutant.file).write_text(original)
+            seconds, found = time.perf_counter() - started, failures(output)
+            if code == 1 and found:
+                print(f"noticed   {mutant.name:38} {seconds:5.1f} s  {found[0]}", flush=True)
+            else:
+                unnoticed += 1
+                print(f"UNNOTICED {mutant.name:38} {seconds:5.1f} s  pytest exit code {code}", flush=True)
+    print(f"{len(mutants) - unnoticed} of {len(mutants)} mutants noticed")
+    return unnoticed
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help="mutants to run (default: all)")
+    parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    arguments = parser.parse_args()
+    if arguments.list:
+        for mutant in MUTANTS:
+            print(f"{mutant.name:38} {mutant.file}")
+        return 0
+    unknown = set(arguments.names) - {mutant.name for mutant in MUTANTS}
+    if unknown:
+        parser.error(f"no mutant is called {', '.join(sorted(unknown))}; see --list")
+    chosen = [m for m in MUTANTS if not arguments.names or m.name in arguments.names]
+    return min(check(chosen), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""merge_siblings alone: convolutions and linears that read one value are one, and slices of its result."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import repfx
+from passes.merge_siblings import MergeSiblings
+from repfx.modules import ChannelSlice
+from tests import hostile
+from tests.compiling import Net, compiled, conv, counted, left, only
+
+ALONE = only(MergeSiblings())
+
+
+def gate(s: Net, x: Tensor) -> Tensor:
+    return torch.relu(s.a(x)) * s.b(x)
+
+
+def test_siblings_are_stacked_and_sliced() -> None:
+    _, fused = compiled(Net(gate, a=conv(4, 6, 1), b=conv(4, 6, 1)), 4, **ALONE)
+    assert counted(left(fused, 4)) == {"convolutions": 1, "muls": 1, "others": 1}
+    slices = [m for m in fused.modules() if isinstance(m, ChannelSlice)]
+    assert sorted((m.start, m.stop) for m in slices) == [(0, 6), (6, 12)]
+
+
+def test_unequal_widths_and_biases() -> None:
+    def run(s: Net, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.relu(s.a(x)), torch.tanh(s.b(x)), s.c(x).sigmoid()
+
+    model = Net(run, a=conv(4, 2, 3), b=conv(4, 5, 3, bias=False), c=conv(4, 1, 3))
+    _, fused = compiled(model, 4, **ALONE)
+    assert left(fused, 4).convolutions == 1
+
+
+def test_query_key_value() -> None:
+    def run(s: Net, x: Tensor) -> Tensor:
+        weights = (s.q(x) @ s.k(x).transpose(-2, -1)).softmax(-1)
+        return weights @ s.v(x)
+
+    model = Net(run, q=nn.Linear(4, 3), k=nn.Linear(4, 3, bias=False), v=nn.Linear(4, 6))
+    original = hostile.prepared(model, 0)
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    fused = repfx.reparameterize(original, (x,), verify=False, **ALONE)
+    hostile.assert_same(original, fused, x)
+    assert sum(isinstance(m, nn.Linear) for m in fused.modules()) == 1
+
+
+def test_other_windows_strides_and_groups_stay() -> None:
+    near = {
+        "kernel": (conv(4, 6, 1), conv(4, 6, 3)),
+        "padding": (conv(4, 6, 3, 1), conv(4, 6, 3, 2)),
+        "dilation": (conv(4, 6, 3, 2), conv(4, 6, 3, 3, dilation=2)),
+        "mode": (conv(4, 6, 3), conv(4, 6, 3, padding_mode="circular")),
+        "depthwise": (conv(4, 4, 3, groups=4), conv(4, 4, 3, groups=4)),
+    }
+    for name, (a, b) in near.items():
+        model = Net(lambda s, x: (torch.relu(s.a(x)), torch.tanh(s.b(x))), a=a, b=b)
+        _, fused = compiled(model, 4, ((8, 8), (5, 9)), **ALONE)
+        assert left(fused, 4).convolutions == 2, name
+
+
+def test_siblings_of_different_values_stay() -> None:
+    model = Net(lambda s, x: s.a(torch.relu(x)) * s.b(torch.tanh(x)), a=conv(4, 6, 1), b=conv(4, 6, 1))
+    _, fused = compiled(model, 4, **ALONE)
+    assert left(fused, 4).convolutions == 2
+
+
+def test_a_sibling_that_is_excluded_stays() -> None:
+    _, fused = compiled(Net(gate, a=conv(4, 6, 1), b=conv(4, 6, 1)), 4, exclude=("b",), **ALONE)
+    assert left(fused, 4).convolutions == 2
