@@ -119,6 +119,10 @@ def test_an_intermediate_that_a_feature_extractor_reads() -> None:
     assert list(fused(x)) == ["early", "late"]
 
 
+class NamedNorm(nn.BatchNorm2d):
+    """A batch norm by another name."""
+
+
 @pytest.mark.parametrize(
     "norm",
     [
@@ -126,8 +130,9 @@ def test_an_intermediate_that_a_feature_extractor_reads() -> None:
         lambda: BatchNormAct2d(4),
         lambda: FrozenBatchNorm2d(4),
         lambda: nn.SyncBatchNorm(4),
+        lambda: NamedNorm(4),
     ],
-    ids=["BatchNormAct2d", "BatchNormAct2d with act", "FrozenBatchNorm2d", "SyncBatchNorm"],
+    ids=["BatchNormAct2d", "BatchNormAct2d with act", "FrozenBatchNorm2d", "SyncBatchNorm", "by another name"],
 )
 def test_batch_norms_that_are_subclasses(norm: Any) -> None:
     _, fused = compiled(Net(lambda s, x: s.n(s.a(x)), a=conv(4, 4), n=norm()), 4)
