@@ -103,6 +103,9 @@ def excluded_paths(model: nn.Module, exclude: Exclusion) -> Iterable[str]:
             yield path
 
 
+_OWN_FORWARD = (nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
 class _Tracer(fx.Tracer):
     """fx's tracer with our leaves, remembering the innermost module that stopped it."""
 
@@ -127,6 +130,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.whole or isinstance(m, EMITTED):
             return True
+        if any(isinstance(m, kind) and type(m).forward is kind.forward for kind in _OWN_FORWARD):
+            return True  # a subclass that computes what torch's own module computes
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(

@@ -324,9 +324,11 @@ def _graph_module(
             and not any(isinstance(a, torch.dtype) for a in node.args)
         ):
             node.target = "reshape"  # a merged value need not lie in memory as the original did
-    root.train(False)
+    root.training = False
     fused = fx.GraphModule(root, lifted.graph, class_name=type(model).__name__)
-    fused.eval()
+    for module in fused.modules():
+        if type(module) is nn.Module:
+            module.training = False  # containers; what was copied keeps its own mode
     return fused
 
 
@@ -438,8 +440,6 @@ def _count_module(module: nn.Module) -> Counter[str]:
 def _count_plan(lifted: LiftedGraph) -> OpCounts:
     counts: Counter[str] = Counter()
     parameters = 0
-    rest = fx.Graph()
-    del rest
     for node in lifted.graph.nodes:
         record = lifted.records.get(node)
         if record is None:
