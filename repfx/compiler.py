@@ -283,7 +283,7 @@ def _target(lifted: LiftedGraph, record: Record, model: nn.Module) -> Target:
             last = any(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
                        for t in floats)  # fmt: skip
             return Target(floats[0].dtype, floats[0].device, any(t.requires_grad for t in floats), last)
-    parameters = [t for t in model.parameters() if t.is_floating_point()]
+    parameters: list[Tensor] = [t for t in model.parameters() if t.is_floating_point()]
     floats = parameters or [t for t in model.buffers() if t.is_floating_point()]
     if not floats:
         return Target(torch.get_default_dtype())
@@ -325,6 +325,7 @@ def _graph_module(
         ):
             node.target = "reshape"  # a merged value need not lie in memory as the original did
     root.training = False
+    lifted.graph._tracer_cls = None  # unpickling traces again, with torch's own tracer
     fused = fx.GraphModule(root, lifted.graph, class_name=type(model).__name__)
     for module in fused.modules():
         if type(module) is nn.Module:

@@ -90,7 +90,7 @@ class BorderTerm(nn.Module):
         return self._last[1]
 
     def _map(self, inputs: Sequence[int], outputs: Sequence[int]) -> Tensor:
-        out = self.weight
+        out: Tensor = self.weight
         for axis, free in enumerate(self.free):
             if free:
                 continue

@@ -127,7 +127,7 @@ class Report:
     def grouped_declines(self) -> list[tuple[str, str, int]]:
         """Rows (rule, sentence, how many), alike declines together."""
         counted = Counter((d.rule, d.reason.value, d.fact, d.remedy) for d in self.declines)
-        first = {}
+        first: dict[tuple[str, str, str, str], Decline] = {}
         for d in self.declines:
             first.setdefault((d.rule, d.reason.value, d.fact, d.remedy), d)
         return [(key[0], f"[{key[1]}] {first[key]}", n) for key, n in counted.items()]
@@ -177,7 +177,7 @@ class Report:
 
     def __str__(self) -> str:
         page = io.StringIO()
-        Console(file=page, width=140, no_color=True).print(self)
+        Console(file=page, width=140, no_color=True, emoji=False).print(self)
         return page.getvalue()
 
     def to_markdown(self) -> str:

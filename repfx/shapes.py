@@ -17,7 +17,7 @@ from torch import fx, nn
 
 Shape = tuple[int | None, ...] | None
 
-_BATCH_NORM_RANK = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+_BATCH_NORM_RANK: dict[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 _SAME = (
     nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Dropout, nn.Dropout2d, nn.Identity, nn.ReLU,
     nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.Tanh,
@@ -110,7 +110,7 @@ class Shapes:
                     return (None, module.in_channels, *(None,) * len(module.kernel_size))
                 if type(module) in _BATCH_NORM_RANK:
                     rank = _BATCH_NORM_RANK[type(module)]
-                    return (None, module.num_features, *(None,) * (rank - 2))
+                    return (None, int(module.num_features), *(None,) * (rank - 2))  # type: ignore[arg-type]
             if user.op == "call_function" and user.target in (F.conv2d, torch.conv2d) and user.args[:1] == (node,):
                 weight = user.args[1] if len(user.args) > 1 else user.kwargs.get("weight")
                 shape = self._constant(weight) if isinstance(weight, fx.Node) else None
@@ -224,7 +224,7 @@ class Shapes:
             return given
         if name in ("view", "reshape"):
             sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
-            return tuple(s if isinstance(s, int) and s >= 0 else None for s in sizes)  # type: ignore[union-attr]
+            return tuple(s if isinstance(s, int) and s >= 0 else None for s in sizes)
         return self._rearranged(node, name)
 
     def _rearranged(self, node: fx.Node, name: str) -> Shape:
@@ -249,7 +249,7 @@ class Shapes:
                 return tuple(1 if i in gone else s for i, s in enumerate(given) if keep or i not in gone)
             case "permute":
                 dims = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
-                return tuple(given[d] for d in dims)  # type: ignore[index, union-attr]
+                return tuple(given[d] for d in dims)  # type: ignore[index]
             case "transpose":
                 sizes = list(given)
                 a, b = node.args[1], node.args[2]
@@ -344,7 +344,7 @@ def part_sizes(node: fx.Node, total: int | None) -> list[int] | None:
     if wish is None:
         wish = node.kwargs.get("split_size", node.kwargs.get("split_sizes"))
     if isinstance(wish, tuple | list) and all(isinstance(s, int) for s in wish):
-        return [int(s) for s in wish]  # type: ignore[arg-type]
+        return [int(s) for s in wish]
     if total is None or not isinstance(wish, int) or wish <= 0:
         return None
     size = -(-total // wish) if name == "chunk" else wish

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -95,13 +95,18 @@ def taps(kernel: Sequence[int]) -> Iterable[tuple[int, ...]]:
     return itertools.product(*(range(k) for k in kernel))
 
 
+def trailing(items: Iterable[int | slice]) -> Any:
+    """An index of the last axes: [..., *items]."""
+    return (..., *items)
+
+
 def dilated(kernel: Tensor, dilation: Sequence[int], lead: int) -> Tensor:
     """Write dilation out: zeros between the taps of the trailing axes after `lead` leading ones."""
     if all(d == 1 for d in dilation):
         return kernel
     shape = [d * (k - 1) + 1 for k, d in zip(kernel.shape[lead:], dilation)]
     out = kernel.new_zeros(*kernel.shape[:lead], *shape)
-    out[(..., *(slice(None, None, d) for d in dilation))] = kernel
+    out[trailing(slice(None, None, d) for d in dilation)] = kernel
     return out
 
 
@@ -142,13 +147,13 @@ def mixed(outer: Tensor, inner: Tensor, stride: Sequence[int]) -> Tensor:
     if _size(k2) <= _size(k1):
         flat = inner.reshape(b, m, -1)
         for tap in taps(k2):
-            part = torch.bmm(outer[(..., *tap)], flat).reshape(b, n, u, *k1)
-            out[(..., *(slice(t * s, t * s + k) for t, s, k in zip(tap, stride, k1)))] += part
+            part = torch.bmm(outer[trailing(tap)], flat).reshape(b, n, u, *k1)
+            out[trailing(slice(t * s, t * s + k) for t, s, k in zip(tap, stride, k1))] += part
         return out
     flat = outer.movedim(2, -1).reshape(b, -1, m)  # (B, N*k2, M)
     for tap in taps(k1):
-        part = torch.bmm(flat, inner[(..., *tap)]).reshape(b, n, *k2, u).movedim(-1, 2)
-        out[(..., *(slice(t, t + (k - 1) * s + 1, s) for t, s, k in zip(tap, stride, k2)))] += part
+        part = torch.bmm(flat, inner[trailing(tap)]).reshape(b, n, *k2, u).movedim(-1, 2)
+        out[trailing(slice(t, t + (k - 1) * s + 1, s) for t, s, k in zip(tap, stride, k2))] += part
     return out
 
 

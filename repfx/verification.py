@@ -137,8 +137,8 @@ class _Runner:
                 return self._modules_of(part, self._modules_of(map_, env[value]))
             case Add(values=values):
                 total = self._expression(values[0], env)
-                for value in values[1:]:
-                    total = total + self._expression(value, env)
+                for term in values[1:]:
+                    total = total + self._expression(term, env)
                 return total
             case Cat(values=values, dim=dim):
                 return torch.cat([self._expression(v, env) for v in values], dim)

@@ -103,7 +103,10 @@ def _getitem(node: fx.Node, context: Context) -> Op | None:
         items = (*items[:place], *(slice(None),) * (rank - len(items) + 1), *items[place + 1 :])
     if not all(isinstance(i, slice) and all(v is None or isinstance(v, int) for v in _ends(i)) for i in items):
         return None
-    used = [dim for dim, i in enumerate(items) if i != slice(None) and i != slice(0, None) and _ends(i) != (0, None, 1)]
+    slices: tuple[slice, ...] = tuple(i for i in items if isinstance(i, slice))
+    used = [
+        dim for dim, i in enumerate(slices) if i != slice(None) and i != slice(0, None) and _ends(i) != (0, None, 1)
+    ]
     if not used:
         return Alias(source)
     if used == [1] or (rank is not None and used == [rank - 1] and rank != 4):
@@ -112,10 +115,10 @@ def _getitem(node: fx.Node, context: Context) -> Op | None:
             return context.declined(
                 node, "slices a value whose channel count is not known", "pass example_inputs", Reason.UNKNOWN_FACT
             )
-        return selected(source, used[0], np.arange(total)[items[used[0]]], context, total)
+        return selected(source, used[0], np.arange(total)[slices[used[0]]], context, total)
     if rank is None or rank < 3 or min(used) < 2:
         return None
-    return _cropped(source, rank - 2, items[2:])
+    return _cropped(source, rank - 2, slices[2:])
 
 
 def _ends(item: slice) -> tuple[Any, Any, Any]:
