@@ -35,9 +35,9 @@ ENTRIES = (
         8,
         {
             "convolutions": Need(4, "depthwise, the siblings as one, g, depthwise; any other merge is dense 7x7"),
-            "splits": Need(1, "the siblings' halves are multiplied with each other"),
             "muls": Need(1, "the star: a product of two functions of the input"),
             "adds": Need(1, "residual around the star"),
         },
+        open_kinds=frozenset({"splits"}),  # the siblings' halves: a split, or two slices
     ),
 )

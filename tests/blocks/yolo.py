@@ -69,9 +69,9 @@ ENTRIES = (
         16,
         {
             "convolutions": Need(4, "siblings as one, two in the bottleneck, one after the concat"),
-            "splits": Need(1, "only half of the siblings' output enters the bottleneck"),
             "concats": Need(1, "the last 1x1 reads the bottleneck and the bypass"),
             "adds": Need(1, "residual around a SiLU"),
         },
+        open_kinds=frozenset({"splits"}),  # the siblings' halves: a split, or two slices
     ),
 )
