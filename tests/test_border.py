@@ -14,7 +14,7 @@ import repfx
 from repfx.affine import AffineConv
 from repfx.emission import emit
 from repfx.form import form_of
-from repfx.makers import pad_constant, pointwise
+from repfx.makers import pad_constant, pixel_unshuffle, pointwise
 from repfx.modules import BorderTerm, ExtendedConv2d
 from repfx.serial import compose
 from tests import hostile, twins
@@ -67,6 +67,27 @@ def test_exact_at_every_size(name: str) -> None:
     map_ = merged(*parts)
     assert map_.borders, "the case has no border term"
     assert_computes(map_, chained(*parts), SIZES[map_.axes], name)
+
+
+STRIDED = {
+    "1x1 stride 2": (twins.conv(3, 3, (1, 1), stride=2, bias=False), SIZES[2]),
+    "1x1 stride 3": (twins.conv(3, 3, (1, 1), stride=(3, 1)), SIZES[2]),
+    "2x2 stride 2 on even sizes": (
+        twins.Twin(pixel_unshuffle(3, 2), lambda x: F.pixel_unshuffle(x, 2)),
+        ((2, 2), (4, 6), (8, 2)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRIDED)
+def test_an_outer_border_term_is_seen_on_the_input_grid(name: str) -> None:
+    """The outer map has a border term of its own: its taps are spread by the inner stride."""
+    inner, sizes = STRIDED[name]
+    channels = inner.map.out_channels
+    norm, conv = twins.norm(channels, 2), twins.conv(channels, 2, (3, 5), before=(1, 2))
+    outer = merged(norm, conv)
+    assert outer.borders
+    assert_computes(compose(outer, inner.map), chained(inner, norm, conv), sizes, name)
 
 
 @pytest.mark.parametrize("name", PLACES)
