@@ -1,0 +1,328 @@
+"""One network through the compiler: what was executed before and after, how far the two differ, what is left.
+
+`examine` never raises for what a model or the compiler does: that is a `Row` with a status.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import inspect
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.utils.model import reparameterize_model
+from torch import Tensor, fx, nn
+
+import repfx
+from benchmarks.sweep_depthwise import FastDepthwise
+from benchmarks.sweep_subjects import Subject, build, inputs, quiet
+from repfx.cost import count_operations
+from repfx.modules import ScaleShift
+from repfx.report import OpCounts, Report
+
+BOUND = 1e-10  # relative, in float64
+SCALE = "scale and shift"
+NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A batch norm which is still executed, as it was or as a scale and shift; or another lone scale and shift."""
+
+    path: str
+    kind: str  # the module's type; SCALE for a scale and shift that was no batch norm
+    producer: str  # what computes its input, and how often that is read
+    readers: str  # what reads its output
+    reason: str  # the compiler's own words, if it said any
+
+
+@dataclass
+class Row:
+    """One network of the table."""
+
+    spec: str
+    family: str
+    size: int
+    status: str = "ok"  # ok | wrong | exception | time limit | not built
+    stage: str = ""  # what was being done when it failed
+    message: str = ""
+    traced: bool = False  # one graph, no islands at the top
+    before: OpCounts = field(default_factory=OpCounts)
+    own: OpCounts | None = None  # after timm's reparameterize_model, where that changes anything
+    ours: OpCounts = field(default_factory=OpCounts)  # without example inputs
+    shaped: OpCounts | None = None  # with them, where that changes anything
+    error: float | None = None  # worst relative error over the probes, in float64
+    own_error: float | None = None
+    signature: bool = True  # the same forward parameters
+    untouched: bool = True  # the original's weights are what they were
+    seconds: float = 0.0  # to compile, verification apart
+    verify_seconds: float = 0.0
+    total_seconds: float = 0.0
+    islands: list[tuple[str, str]] = field(default_factory=list)
+    left: list[Leftover] = field(default_factory=list)
+    declines: list[tuple[str, str, int]] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it went through with the same outputs and the same signature, and touched nothing."""
+        return self.status == "ok" and self.signature and self.untouched
+
+    @property
+    def best(self) -> OpCounts:
+        """Ours, with example inputs where they helped."""
+        return self.shaped or self.ours
+
+    @property
+    def norms_left(self) -> int:
+        """Batch norms that are still executed, in either spelling."""
+        return max(sum(item.kind != SCALE for item in self.left), self.best.batch_norms)
+
+
+def examine(subject: Subject, *, shapes: bool = True, verify: bool = False) -> Row:
+    """Build, compile, compare and count one subject; with `shapes`, with example inputs as a second try.
+
+    `verify` lets the compiler check every rewrite too, which costs more than everything else together.
+    """
+    row = Row(subject.spec, subject.family, subject.size)
+    started = time.perf_counter()
+    try:
+        with quiet(), torch.no_grad(), FastDepthwise():
+            _examine(subject, row, shapes, verify)
+    except Exception as error:  # the sweep's purpose is to meet them
+        row.status = "not built" if row.stage == "build" else "exception"
+        row.message = _message(error)
+    row.total_seconds = time.perf_counter() - started
+    gc.collect()
+    return row
+
+
+def _examine(subject: Subject, row: Row, shapes: bool, verify: bool) -> None:
+    row.stage = "build"
+    model = build(subject)
+    probe = inputs(subject, subject.size, subject.size)
+    row.before, wanted = _counted(model, probe)
+    further = inputs(subject, subject.size + 37, subject.size + 10)
+    wanted_further = _accepted(model, further)
+    before = _fingerprint(model)
+    row.stage = "compile"
+    fused = repfx.reparameterize(model, verify=verify)
+    report = repfx.report(fused)
+    row.seconds, row.verify_seconds = report.compile_seconds, report.verify_seconds
+    row.islands = [(i.path, i.cause) for i in report.islands]
+    row.traced = isinstance(fused, fx.GraphModule) and not row.islands
+    row.declines = report.grouped_declines()
+    row.stage = "compare"
+    row.signature = _parameters_of(model) == _parameters_of(fused)
+    row.ours, row.left = _compared(row, fused, probe, wanted)
+    if wanted_further is not None:
+        _hold(row, wanted_further, _outputs(fused(*further)))
+    del fused
+    row.stage = "timm's own"
+    row.own, row.own_error = _own(model, probe, wanted, row)
+    if shapes and row.status == "ok" and (report.islands or any("example_inputs" in d.remedy for d in report.declines)):
+        row.stage = "compile with example inputs"
+        shaped = repfx.reparameterize(model, probe, verify=False)
+        row.stage = "compare with example inputs"
+        counts, left = _compared(row, shaped, probe, wanted)
+        if counts != row.ours:
+            row.shaped, row.left = counts, left
+    row.untouched = _fingerprint(model) == before
+    row.stage = "" if row.status == "ok" else row.stage
+
+
+def _message(error: Exception) -> str:
+    """The error, its innermost cause, and the last lines of the code that led there."""
+    cause: BaseException = error
+    while cause.__cause__ is not None or cause.__context__ is not None:
+        cause = cause.__cause__ or cause.__context__ or cause
+    lines = [f"{type(error).__name__}: {str(error)[:300]}"]
+    if cause is not error:
+        lines.append(f"from {type(cause).__name__}: {str(cause)[:300]}")
+    frames = traceback.extract_tb(cause.__traceback__)[-6:]
+    return "\n".join([*lines, *(f"  {frame.filename}:{frame.lineno} {frame.line}" for frame in frames)])
+
+
+def _counted(model: nn.Module, arguments: Sequence[Any]) -> tuple[OpCounts, list[Tensor]]:
+    """Operations of one forward, and what it returned."""
+    seen: list[Any] = []
+    handle = model.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    counts = count_operations(model, arguments)
+    handle.remove()
+    return counts, _outputs(seen[0])
+
+
+def _compared(
+    row: Row, fused: nn.Module, arguments: Sequence[Any], wanted: Sequence[Tensor]
+) -> tuple[OpCounts, list[Leftover]]:
+    """Counts and what is left of one compiled model, its outputs held against the original's."""
+    with _Norms(fused) as norms:
+        counts, got = _counted(fused, arguments)
+    _hold(row, wanted, got)
+    return counts, _leftovers(fused, norms.executed, repfx.report(fused))
+
+
+def _accepted(model: nn.Module, arguments: Sequence[Any]) -> list[Tensor] | None:
+    """What the original returns for an odd, non-square input, if it takes it: then so must the result."""
+    try:
+        return _outputs(model(*arguments))
+    except Exception:  # whatever the model raises for a size it does not take
+        return None
+
+
+def _own(
+    model: nn.Module, arguments: Sequence[Any], wanted: Sequence[Tensor], row: Row
+) -> tuple[OpCounts | None, float | None]:
+    """Counts and error after timm's own fuse, where it changes anything; None where it fails."""
+    try:
+        counts, got = _counted(reparameterize_model(model), arguments)
+    except Exception:  # not ours to answer for
+        return None, None
+    return (None, None) if counts == row.before else (counts, _error(wanted, got))
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def _hold(row: Row, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> None:
+    """Write the error into the row, and that it is wrong where it is beyond the bound."""
+    if [tuple(t.shape) for t in got] != [tuple(t.shape) for t in wanted]:
+        row.status, row.error = "wrong", float("inf")
+        row.message = f"{row.stage}: {len(wanted)} outputs and {len(got)}, or other shapes"
+        return
+    error = _error(wanted, got)
+    row.error = max(row.error or 0.0, error)
+    if not error <= BOUND:
+        row.status, row.message = "wrong", f"{row.stage}: relative error {error:.1e}"
+
+
+def _error(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+    worst = 0.0
+    for a, b in zip(wanted, got, strict=True):
+        if not a.is_floating_point():
+            worst = max(worst, 0.0 if torch.equal(a, b) else 1.0)
+        elif a.numel():
+            if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
+                return float("inf")
+            scale = float(a.abs().max())
+            worst = max(worst, float((a - b).abs().max()) / (scale or 1.0))
+    return worst
+
+
+def _outputs(value: Any) -> list[Tensor]:
+    match value:
+        case Tensor():
+            return [value]
+        case dict():
+            return [t for key in sorted(value, key=str) for t in _outputs(value[key])]
+        case tuple() | list():
+            return [t for item in value for t in _outputs(item)]
+        case _:
+            return [t for item in vars(value).values() for t in _outputs(item)] if hasattr(value, "__dict__") else []
+
+
+def _parameters_of(model: nn.Module) -> list[tuple[str, Any, Any]]:
+    return [(p.name, p.kind, p.default) for p in inspect.signature(model.forward).parameters.values()]
+
+
+def _fingerprint(model: nn.Module) -> list[tuple[str, object]]:
+    """What compiling must leave alone: weights and buffers, and the caches that modules keep as plain attributes."""
+    values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found: list[tuple[str, object]] = [
+        (name, (value._version, float(value.double().sum().nan_to_num()))) for name, value in values.items()
+    ]
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, dict) and not name.startswith("_"):
+                found.append((f"{path}.{name}", sorted((str(key), type(item).__name__) for key, item in value.items())))
+            elif isinstance(value, fx.Proxy):
+                found.append((f"{path}.{name}", "a proxy of torch.fx"))
+    return found
+
+
+# --- what is left ---------------------------------------------------------------------------------
+
+
+class _Norms:
+    """While it is open, the batch norm modules that are executed, by path."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.executed: dict[str, nn.Module] = {}
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> _Norms:
+        for path, module in self.model.named_modules():
+            if isinstance(module, (*NORMS, ScaleShift)):
+                note = functools.partial(self._note, path)
+                self.handles.append(module.register_forward_pre_hook(note))
+        return self
+
+    def _note(self, path: str, module: nn.Module, arguments: Any) -> None:
+        self.executed[path] = module
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _leftovers(fused: nn.Module, executed: dict[str, nn.Module], report: Report) -> list[Leftover]:
+    """The batch norms that one forward still executes, each with its neighbours in the graph."""
+    places = dict(_neighbours(fused))
+    scales = {merge.path for merge in report.merges if "batch norm" not in merge.before}
+    found = [
+        Leftover(
+            path, SCALE if path in scales else type(module).__name__, *places.get(path, ("", "")), _reason(path, report)
+        )
+        for path, module in executed.items()
+    ]
+    functional = [(path, near) for path, near in places.items() if ":" in path]
+    return found + [Leftover(path, "F.batch_norm", *near, _reason(path, report)) for path, near in functional]
+
+
+def _neighbours(fused: nn.Module) -> Iterator[tuple[str, tuple[str, str]]]:
+    """(path, (producer, readers)) of all batch norms that are nodes of a graph."""
+    for prefix, module in fused.named_modules():
+        if not isinstance(module, fx.GraphModule):
+            continue
+        for node in module.graph.nodes:
+            place = f"{prefix}.{node.target}" if prefix else str(node.target)
+            if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), (*NORMS, ScaleShift)):
+                yield place, _near(node, module)
+            elif node.op == "call_function" and getattr(node.target, "__name__", "") == "batch_norm":
+                yield f"{prefix}:{node.name}", _near(node, module)
+
+
+def _near(node: fx.Node, root: fx.GraphModule) -> tuple[str, str]:
+    source = node.all_input_nodes[0]
+    read = len(source.users)
+    producer = _word(source, root) + (f" (read {read} times)" if read > 1 else "")
+    return producer, ", ".join(sorted({_word(user, root) for user in node.users}))
+
+
+def _word(node: fx.Node, root: fx.GraphModule) -> str:
+    match node.op:
+        case "call_module":
+            return type(root.get_submodule(str(node.target))).__name__
+        case "call_method":
+            return f".{node.target}"
+        case "call_function":
+            return getattr(node.target, "__name__", str(node.target))
+        case _:
+            return node.op
+
+
+def _reason(path: str, report: Report) -> str:
+    """What the compiler said of this batch norm, or else of the island around it."""
+    own = [str(d) for d in report.declines if d.subject and (d.subject == path or path in str(d))]
+    if own:
+        return min(own, key=len)
+    around = [i for i in report.islands if path == i.path or path.startswith(f"{i.path}.") or not i.path]
+    if around:
+        inner = max(around, key=lambda i: len(i.path))
+        return f"inside the island {inner.path or 'of the whole model'}: {inner.cause}"
+    return ""

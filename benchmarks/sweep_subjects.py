@@ -1,0 +1,224 @@
+"""What the sweep runs on: one named network each, how it is built, and what it is given.
+
+    timm:NAME                    a timm model
+    features:NAME                the same as a backbone, `features_only=True`
+    torchvision:NAME             a torchvision classifier
+    segmentation:NAME            a torchvision segmentation network, at 65 x 65
+    detection:NAME               a torchvision detector: images in, boxes out
+
+The smallest variant of each of timm's architecture modules, and the smallest input that it accepts, are
+kept in `sweep_models.json`; `python -m benchmarks.sweep_subjects` writes that file anew.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import repfx
+
+TABLE = Path(__file__).with_name("sweep_models.json")
+SIZES = (96, 128, 160, 192, 224, 256)
+GROUPS = ("timm", "features", "torchvision", "segmentation", "detection")
+
+FEATURES = (
+    "resnet18",
+    "mobilenetv3_small_050",
+    "convnext_atto",
+    "repvit_m0_9",
+    "efficientnet_lite0",
+    "hrnet_w18_small",
+)
+CLASSIFIERS = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
+    "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18",
+    "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32",
+    "wide_resnet50_2",
+)  # fmt: skip
+SEGMENTATION = ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50")
+DETECTION = (
+    "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn_v2",
+    "fcos_resnet50_fpn", "maskrcnn_resnet50_fpn",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One network of the sweep."""
+
+    group: str  # one of GROUPS
+    name: str
+    family: str  # timm's module, or the group
+    size: int  # height and width of the input
+    resized: bool = False  # built for that size (`img_size`), which its stated one is not
+
+    @property
+    def spec(self) -> str:
+        """The name as it is written on the command line."""
+        return f"{self.group}:{self.name}"
+
+
+def subjects() -> list[Subject]:
+    """All networks of the sweep: the smallest of every family, then those of the other groups."""
+    table = json.loads(TABLE.read_text())
+    ordered = sorted(table.items(), key=lambda item: item[1]["parameters"])
+    found = [Subject("timm", row["model"], family, row["size"], row["resized"]) for family, row in ordered]
+    found += [Subject("features", name, "features", 96) for name in FEATURES]
+    for name in CLASSIFIERS:
+        fixed = {"inception_v3": 299, "vit_b_32": 224, "maxvit_t": 224}
+        found.append(Subject("torchvision", name, "torchvision", fixed.get(name, 96)))
+    found += [Subject("segmentation", name, "segmentation", 65) for name in SEGMENTATION]
+    return found + [Subject("detection", name, "detection", 128) for name in DETECTION]
+
+
+def chosen(models: str | None = None, families: str | None = None) -> list[Subject]:
+    """The subjects that `models` (a glob on names) and `families` (globs on families and groups) name.
+
+    A glob that names no subject of the table is looked up among all of timm's models.
+    """
+    wanted = subjects()
+    if families:
+        patterns = [p.strip() for p in families.split(",")]
+        wanted = [s for s in wanted if any(fnmatch.fnmatchcase(w, p) for p in patterns for w in (s.family, s.group))]
+    if not models:
+        return wanted
+    patterns = [p.strip() for p in models.split(",")]
+    named = [s for s in wanted if any(fnmatch.fnmatchcase(w, p) for p in patterns for w in (s.name, s.spec))]
+    known = {s.name for s in named if s.group == "timm"}
+    missed = [p for p in patterns if not any(fnmatch.fnmatchcase(w, p) for s in named for w in (s.name, s.spec))]
+    extra = [name for p in missed for name in timm.list_models(p.removeprefix("timm:")) if name not in known]
+    return named + [Subject("timm", name, _module_of(name), _stated_size(name)) for name in extra]
+
+
+def build(subject: Subject) -> nn.Module:
+    """The network in float64 and eval mode, with statistics and weights behind which no mistake hides."""
+    torch.manual_seed(0)
+    with quiet():
+        model = _factory(subject)
+    model = model.double().eval()
+    repfx.randomize_statistics(model)
+    return _unsettle(model)
+
+
+def inputs(subject: Subject, height: int, width: int, batch: int = 1) -> tuple[Any, ...]:
+    """Arguments of one forward, random and float64."""
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    image = torch.randn(batch, 3, height, width, generator=generator, dtype=torch.float64)
+    return (list(image.sigmoid()),) if subject.group == "detection" else (image,)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Other libraries' warnings and logs are not the sweep's."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _factory(subject: Subject) -> nn.Module:
+    match subject.group:
+        case "timm":
+            return timm.create_model(subject.name, **({"img_size": subject.size} if subject.resized else {}))
+        case "features":
+            return timm.create_model(subject.name, features_only=True)
+        case "torchvision":
+            extra = {"init_weights": False} if subject.name in ("googlenet", "inception_v3") else {}
+            return torchvision.models.get_model(subject.name, weights=None, **extra)
+        case _:
+            extra = {"box_score_thresh": 0.0} if "rcnn" in subject.name else {}
+            return torchvision.models.get_model(subject.name, weights=None, weights_backbone=None, **extra)
+
+
+def _unsettle(model: nn.Module) -> nn.Module:
+    """Random values for weights that start as constants: a layer scale of 1e-6 hides its whole branch."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() < 2 or not parameter.is_floating_point() or parameter.min() != parameter.max():
+                continue
+            noise = torch.rand(parameter.shape, generator=generator).to(parameter.dtype)
+            parameter.copy_(noise - 0.5 if parameter.flatten()[0] == 0 else noise + 0.5)
+    return model
+
+
+# --- writing the table ----------------------------------------------------------------------------
+
+
+def smallest() -> Iterator[tuple[str, str, int, int, bool]]:
+    """(module, model, parameters, size, whether built for that size), the smallest variant of each of timm's modules.
+
+    `test_*` models are toys of timm's own tests and count only where a module has nothing else.
+    """
+    for module in timm.list_modules():
+        names = timm.list_models(module=module)
+        counted = [(_parameters(name), name) for name in [n for n in names if not n.startswith("test_")] or names]
+        count, name = min(counted)
+        yield module, name, count, *_smallest_size(name)
+
+
+def _parameters(name: str) -> int:
+    return sum(p.numel() for p in _planned(name).parameters())
+
+
+def _planned(name: str, **options: object) -> nn.Module:
+    """A model on the meta device, or with weights where it computes with values while it is built."""
+    with quiet():
+        try:
+            with torch.device("meta"):
+                return timm.create_model(name, **options).eval()
+        except Exception:  # whatever a model's own code raises
+            return timm.create_model(name, **options).eval()
+
+
+def _smallest_size(name: str) -> tuple[int, bool]:
+    """The first of SIZES that the model accepts, as it is or built for it."""
+    stated = _stated_size(name)
+    for options in ({}, {"img_size": 0}):
+        for size in sorted({s for s in SIZES if s < stated}):
+            try:
+                model = _planned(name, **dict.fromkeys(options, size))
+                with torch.no_grad(), quiet():
+                    model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+            except Exception:  # whatever a model raises for a size it does not take
+                continue
+            return size, bool(options)
+    return stated, False
+
+
+def _stated_size(name: str) -> int:
+    config = timm.get_pretrained_cfg(name)
+    return (config.input_size if config is not None else (3, 224, 224))[-1]
+
+
+def _module_of(name: str) -> str:
+    return timm.model_entrypoint(name).__module__.rpartition(".")[2]
+
+
+def main() -> None:
+    """Write `sweep_models.json`."""
+    table = {}
+    for module, name, count, size, resized in smallest():
+        table[module] = {"model": name, "parameters": count, "size": size, "resized": resized}
+        print(f"{module:28} {name:40} {count:>12,} {size}", flush=True)
+    TABLE.write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
