@@ -263,7 +263,12 @@ MUTANTS = (
         "parts = [maps[t] for t, factor in terms]",
     ),
     Mutant("used-outside-ignored", "repfx/rewriting.py", "    if leak is not None:", "    if False:"),
-    Mutant("excluded-ignored", "repfx/rewriting.py", "            if self.excluded(node):", "            if False:"),
+    Mutant(
+        "islands-looked-into",
+        "repfx/lifting/__init__.py",
+        "if str(node.target) in context.whole:",
+        "if False:",
+    ),
     # --- passes
     Mutant(
         "shift-in-every-term",

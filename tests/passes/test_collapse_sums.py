@@ -26,6 +26,11 @@ def test_a_term_of_another_origin_stays_a_term() -> None:
     assert counted(left(fused, 4)) == {"convolutions": 1, "adds": 1, "others": 1}
 
 
+def test_factors_of_terms_beside_another_origin() -> None:
+    _, fused = compiled(branches(lambda s, x: 0.5 * s.a(x) + torch.tanh(x) - 2 * s.b(x)), 4, **ALONE)
+    assert counted(left(fused, 4)) == {"convolutions": 1, "adds": 1, "others": 1}
+
+
 def test_nested_sums_with_factors() -> None:
     def run(s: Net, x: Tensor) -> Tensor:
         return (s.a(x) - 2 * s.b(x)) / 3 + (x - s.n(x)) * 0.5
