@@ -69,15 +69,10 @@ MUTANTS = (
     Mutant(
         "kernel-flipped",
         "repfx/values.py",
-        "part = torch.bmm(outer[(..., *tap)], flat)",
-        "part = torch.bmm(outer[(..., *(n - 1 - t for t, n in zip(tap, k2)))], flat)",
+        "outer[trailing(tap)]",
+        "outer[trailing(n - 1 - t for t, n in zip(tap, k2))]",
     ),
-    Mutant(
-        "outer-taps-not-spread",
-        "repfx/values.py",
-        "out[(..., *(slice(t, t + (k - 1) * s + 1, s) for t, s, k in zip(tap, stride, k2)))] += part",
-        "out[(..., *(slice(t, t + k) for t, s, k in zip(tap, stride, k2)))] += part",
-    ),
+    Mutant("outer-taps-not-spread", "repfx/values.py", "slice(t, t + (k - 1) * s + 1, s)", "slice(t, t + k)"),
     Mutant(
         "scale-not-multiplied",
         "repfx/values.py",
@@ -87,8 +82,8 @@ MUTANTS = (
     Mutant(
         "dilation-not-written-out",
         "repfx/values.py",
-        "out[(..., *(slice(None, None, d) for d in dilation))] = kernel",
-        "out[(..., *(slice(0, k) for k in kernel.shape[lead:]))] = kernel",
+        "slice(None, None, d) for d in dilation",
+        "slice(0, k) for k in kernel.shape[lead:]",
     ),
     # --- repfx/serial.py
     Mutant(
