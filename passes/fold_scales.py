@@ -70,7 +70,9 @@ def _backward(
     interior = [node, joined]
     values: list[Expr] = []
     match lifted.op(joined):
-        case Concat(parts=parts, first=first, order=None):
+        case Concat(parts=parts, first=first, last=last, order=None):
+            if not (first if map_.axes else last):
+                return None  # joined along another axis than the scale's
             start = 0
             for part in parts:
                 size = lifted.channels(part, map_.axes)
@@ -84,7 +86,7 @@ def _backward(
                 values.append(value)
             if start != map_.in_channels:
                 return lifted.unknown_channels(joined)
-            return Proposal(rule, ((node, Cat(tuple(values), 1 if first else -1)),), tuple(interior))
+            return Proposal(rule, ((node, Cat(tuple(values), 1 if map_.axes else -1)),), tuple(interior))
         case Sum(terms=terms, shift=0.0) if len(terms) > 1:
             for i, (term, factor) in enumerate(terms):
                 own = scaled(map_, factor) if i == 0 and factor == 1.0 else linear_part(scaled(map_, factor))
@@ -108,7 +110,7 @@ def _absorbed(lifted: LiftedGraph, part: fx.Node, own: AffineConv, interior: lis
             merged = applied(own, inner)
             if isinstance(merged, AffineConv):
                 interior.append(part)
-                return Apply(merged, op.source)
+                return Apply(merged, op.source, (part,))
     return Apply(own, part)
 
 

@@ -83,9 +83,20 @@ def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Undo what a forward under symbolic values leaves in module attributes (counters, last outputs)."""
     before = [(module, dict(module.__dict__)) for module in model.modules()]
+    caches = [
+        (v, copy.copy(v)) for _, attributes in before for v in attributes.values() if type(v) in (dict, list, set)
+    ]
     try:
         yield
     finally:
+        for cache, content in caches:
+            if isinstance(cache, dict) and cache.keys() != content.keys():
+                cache.clear()
+                cache.update(content)
+            elif isinstance(cache, list) and len(cache) != len(content):
+                cache[:] = content
+            elif isinstance(cache, set):
+                cache.intersection_update(content)
         for module, attributes in before:
             if module.__dict__.keys() != attributes.keys() or any(
                 module.__dict__[key] is not value for key, value in attributes.items()
@@ -126,6 +137,15 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return MutableProxy(node, self)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Iterating a split by sizes, whose number of parts is written in the code."""
+        node = obj.node
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        sizes = node.args[1] if len(node.args) > 1 else node.kwargs.get("split_size_or_sections")
+        if name in ("split", "split_with_sizes") and isinstance(sizes, tuple | list):
+            return iter([obj[i] for i in range(len(sizes))])
+        return super().iter(obj)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.whole or isinstance(m, EMITTED):

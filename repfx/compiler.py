@@ -18,12 +18,13 @@ from torch.fx.passes.shape_prop import ShapeProp
 from repfx.capture import Capture, Exclusion, capture, check_mode
 from repfx.constants import attribute
 from repfx.cost import count_operations
-from repfx.dead import remove_dead
+from repfx.dead import has_effect, remove_dead
 from repfx.decline import Decline, Reason, UserError
 from repfx.emission import Target, emit
 from repfx.equivalence import verify as verify_models
 from repfx.form import form_of
 from repfx.graph import LiftedGraph, Record, common_path
+from repfx.inplace import is_size
 from repfx.objective import OBJECTIVES, Objective
 from repfx.protocol import Pass
 from repfx.report import Equivalence, Merge, OpCounts, Report
@@ -158,12 +159,13 @@ def _compile(model: nn.Module, inputs: tuple[Any, ...] | None, plan: _Plan) -> t
     engine.run(plan.passes)
     declines = [*engine.declines.values(), *lifted.declines()]
     outcome = _Outcome([], declines, captured, before, before, engine.verify_seconds)
-    merges = _emit_all(lifted, traced) if plan.build else _planned(lifted)
-    outcome.merges += merges
     if not plan.build:
+        outcome.merges += _planned(lifted)
         outcome.after = _count_plan(lifted)
         return model, outcome
-    fused = _graph_module(lifted, traced, captured, plan, outcome)
+    merges, emitted = _emit_all(lifted, traced)
+    outcome.merges += merges
+    fused = _graph_module(lifted, traced, emitted, captured, plan, outcome)
     outcome.after = _count_graph(fused.graph, fused)
     return fused, outcome
 
@@ -197,7 +199,7 @@ def _propagated(captured: Capture, inputs: tuple[Any, ...] | None) -> dict[str, 
 # --- writing the result ---------------------------------------------------------------------------
 
 
-def _emit_all(lifted: LiftedGraph, model: nn.Module) -> list[Merge]:
+def _emit_all(lifted: LiftedGraph, model: nn.Module) -> tuple[list[Merge], dict[str, nn.Module]]:
     """Write the module of every rewritten value and point its node at it."""
     names = _Names(lifted)
     merges = []
@@ -216,19 +218,17 @@ def _emit_all(lifted: LiftedGraph, model: nn.Module) -> list[Merge]:
             value = call
         node.replace_all_uses_with(value)  # type: ignore[arg-type]
         lifted.graph.erase_node(node)
-        merges.append(_merge(record, path))
+        if record.kinds:
+            merges.append(_merge(record, path))
         del lifted.records[node]
     remove_dead(lifted.graph)
-    model_modules = names.emitted
-    lifted.__dict__["emitted"] = model_modules
-    return merges
+    return merges, names.emitted
 
 
 def _planned(lifted: LiftedGraph) -> list[Merge]:
     names = _Names(lifted)
-    return [
-        _merge(lifted.records[n], names.choose(lifted.records[n], n)) for n in lifted.nodes() if n in lifted.records
-    ]
+    found = [(n, lifted.records[n]) for n in lifted.nodes() if n in lifted.records]
+    return [_merge(record, names.choose(record, node)) for node, record in found if record.kinds]
 
 
 def _merge(record: Record, path: str) -> Merge:
@@ -244,11 +244,23 @@ def _merge(record: Record, path: str) -> Merge:
     )
 
 
+def _live(lifted: LiftedGraph) -> set[fx.Node]:
+    """Nodes that the output needs; constants that only folded weights read are not among them."""
+    work = [n for n in lifted.graph.nodes if n.op == "output" or has_effect(n)]
+    seen = set(work)
+    while work:
+        for source in work.pop().all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                work.append(source)
+    return seen
+
+
 class _Names:
     """Readable, unique module paths for what is emitted."""
 
     def __init__(self, lifted: LiftedGraph) -> None:
-        self.taken = {str(n.target) for n in lifted.graph.nodes if n.op in ("call_module", "get_attr")} - {PENDING}
+        self.taken = {str(n.target) for n in _live(lifted) if n.op in ("call_module", "get_attr")} - {PENDING}
         self.emitted: dict[str, nn.Module] = {}
 
     def choose(self, record: Record, node: fx.Node) -> str:
@@ -291,15 +303,20 @@ def _target(lifted: LiftedGraph, record: Record, model: nn.Module) -> Target:
 
 
 def _graph_module(
-    lifted: LiftedGraph, model: nn.Module, captured: Capture, plan: _Plan, outcome: _Outcome
+    lifted: LiftedGraph,
+    model: nn.Module,
+    emitted: dict[str, nn.Module],
+    captured: Capture,
+    plan: _Plan,
+    outcome: _Outcome,
 ) -> fx.GraphModule:
     """A GraphModule that owns copies of what is left of the model, and the emitted modules."""
-    emitted: dict[str, nn.Module] = lifted.__dict__["emitted"]
     root = nn.Module()
     memo: dict[int, Any] = {}
-    for node in lifted.graph.nodes:
-        if node.op not in ("call_module", "get_attr"):
-            continue
+    held = [n for n in lifted.graph.nodes if n.op == "call_module"] + [
+        n for n in lifted.graph.nodes if n.op == "get_attr"
+    ]
+    for node in held:  # modules first: a parameter read by itself may belong to one of them
         path = str(node.target)
         if path in emitted:
             _attach(root, path, emitted[path])
@@ -412,7 +429,7 @@ def _count_graph(graph: fx.Graph, root: nn.Module) -> OpCounts:
         elif node.op in ("call_function", "call_method"):
             name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
             kind = _FUNCTION_KINDS.get(name.rstrip("_"))
-            if kind is not None and any(isinstance(a, fx.Node) for a in fx.node.map_arg(node.args, lambda n: n) or ()):
+            if kind is not None and node.all_input_nodes and not is_size(node):
                 counts[kind] += 1
     return OpCounts(**counts, parameters=sum(p.numel() for p in root.parameters()))
 
@@ -466,7 +483,7 @@ def _count_plan(lifted: LiftedGraph) -> OpCounts:
         elif node.op in ("call_function", "call_method"):
             name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
             kind = _FUNCTION_KINDS.get(name.rstrip("_"))
-            if kind is not None and node.all_input_nodes:
+            if kind is not None and node.all_input_nodes and not is_size(node):
                 counts[kind] += 1
         elif node.op == "get_attr":
             value = attribute(lifted.root, str(node.target))

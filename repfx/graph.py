@@ -15,6 +15,7 @@ from repfx.affine import AffineConv
 from repfx.constants import Constants
 from repfx.dead import has_effect
 from repfx.decline import Decline, Reason
+from repfx.form import form_of
 from repfx.lifting import Context, lift
 from repfx.lifting.context import place_of
 from repfx.ops import Affine, Alias, Concat, Constant, Input, Op, Opaque, Sum, affine_sources
@@ -162,6 +163,8 @@ class LiftedGraph:
 
     def kind(self, node: fx.Node) -> str:
         """A word for what a node is, for the record."""
+        if node in self.records:
+            return str(form_of(self.records[node].map))
         match self.op(node):
             case Sum():
                 return "add"

@@ -51,6 +51,11 @@ class MutableProxy(fx.Proxy):
 _VIEWS = {
     "view", "reshape", "flatten", "transpose", "permute", "contiguous", "expand", "chunk", "split", "unbind",
     "squeeze", "unsqueeze", "narrow", "getitem", "select", "view_as", "t", "expand_as", "detach", "swapaxes",
+    "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "to", "type", "type_as", "float", "double", "half",
+    "bfloat16", "cpu", "cuda", "unflatten", "unfold", "movedim", "moveaxis", "swapdims", "diagonal", "as_strided",
+    "reshape_as", "broadcast_to", "ravel", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
+    "feature_alpha_dropout", "real", "positive", "atleast_1d", "atleast_2d", "atleast_3d", "conj",
+    "resolve_conj", "resolve_neg", "view_as_real", "view_as_complex", "slice_inverse", "identity", "requires_grad_",
 }  # fmt: skip
 
 
@@ -61,7 +66,7 @@ def functionalize(graph: fx.Graph, root: nn.Module) -> None:
         victim = _mutated(node, root)
         if victim is None:
             continue
-        if _is_size(victim):
+        if is_size(victim):
             _out_of_place(node)  # numbers are values: `h += 1` changes nobody else's h
             continue
         family = _aliases(victim, root)
@@ -144,6 +149,8 @@ def _is_view(node: fx.Node, root: nn.Module) -> bool:
         return True  # it returns the very tensor that it overwrote
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
+        if not type(module).__module__.startswith("torch.nn"):
+            return True  # code we do not read may return its argument
         return isinstance(module, nn.Identity | nn.Dropout | nn.Flatten | nn.Unflatten)
     if node.op not in ("call_function", "call_method"):
         return False
@@ -151,7 +158,7 @@ def _is_view(node: fx.Node, root: nn.Module) -> bool:
     return name in _VIEWS
 
 
-def _is_size(node: fx.Node) -> bool:
+def is_size(node: fx.Node) -> bool:
     """Whether a value is a number read from a shape, or computed from such numbers."""
     if node.op == "call_method":
         return str(node.target) in ("size", "dim", "numel", "ndimension", "__len__")
@@ -160,4 +167,4 @@ def _is_size(node: fx.Node) -> bool:
     if node.target is getattr:
         return node.args[1] in ("shape", "ndim")
     inputs = node.all_input_nodes
-    return bool(inputs) and getattr(node.target, "__module__", "") == "_operator" and all(map(_is_size, inputs))
+    return bool(inputs) and getattr(node.target, "__module__", "") == "_operator" and all(map(is_size, inputs))

@@ -26,10 +26,14 @@ class Ref:
 
 @dataclass(frozen=True, eq=False)
 class Apply:
-    """An affine map of a value: it will be one emitted module."""
+    """An affine map of a value: it will be one emitted module.
+
+    `absorbs` names the replaced nodes that went into this map, where a proposal has several.
+    """
 
     map: AffineConv
     value: fx.Node
+    absorbs: tuple[fx.Node, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -143,21 +143,23 @@ class Engine:
             case Shared(map=map_, value=value, part=part):
                 if id(map_) not in self._shared:
                     self._shared[id(map_)] = self._build(Apply(map_, value), sink, proposal, proposal.interior, error)
-                return self._build(Apply(part, self._shared[id(map_)]), sink, proposal, (), error)
+                new = self._build(Apply(part, self._shared[id(map_)]), sink, proposal, (), error)
+                lifted.records[new].sources = [lifted.place(sink)]
+                return new
             case Add(values=values):
                 nodes = self._build_all(values, sink, proposal, absorbed, error)
                 total = nodes[0]
                 for node in nodes[1:]:
                     left = total
                     total = lifted.graph.call_function(operator.add, (left, node))
-                    total.meta["nn_module_stack"] = sink.meta.get("nn_module_stack", {})
+                    total.meta.update(nn_module_stack=sink.meta.get("nn_module_stack", {}), made_by=proposal.rule)
                     lifted.ops[total] = Sum(((left, 1.0), (node, 1.0)))
                     lifted.context.shapes.set(total, lifted.context.shapes.of(sink))
                 return total
             case Cat(values=values, dim=dim):
                 nodes = self._build_all(values, sink, proposal, absorbed, error)
                 new = lifted.graph.call_function(torch.cat, (nodes, dim))
-                new.meta["nn_module_stack"] = sink.meta.get("nn_module_stack", {})
+                new.meta.update(nn_module_stack=sink.meta.get("nn_module_stack", {}), made_by=proposal.rule)
                 rank = lifted.context.shapes.rank(sink)
                 lifted.ops[new] = Concat(tuple(nodes), first=dim == 1, last=dim == -1 or rank == dim + 1)
                 return new
@@ -171,8 +173,15 @@ class Engine:
         error: float | None,
     ) -> list[fx.Node]:
         """Nodes of several expressions; what was absorbed is credited to the first map among them."""
+        own = [set(v.absorbs) if isinstance(v, Apply) else set() for v in values]
         first = next((i for i, v in enumerate(values) if isinstance(v, Apply)), 0)
-        return [self._build(v, sink, proposal, absorbed if i == first else (), error) for i, v in enumerate(values)]
+        own[first] |= set(absorbed) - set().union(*own)
+        return [self._build(v, sink, proposal, _in_order(self.lifted, o), error) for v, o in zip(values, own)]
+
+
+def _in_order(lifted: LiftedGraph, nodes: set[fx.Node]) -> list[fx.Node]:
+    """The nodes in order of execution."""
+    return sorted(n for n in nodes if lifted.alive(n))
 
 
 def values_of(expr: Expr) -> Iterable[fx.Node]:
@@ -257,6 +266,8 @@ def _record(
     record = Record(map_, note=proposal.note, error=error)
     for node in sorted(absorbed):
         old = lifted.records.get(node)
+        if node.meta.get("made_by"):
+            continue  # no operation of the user's: an earlier rewrite put it there
         if old is None:
             record.kinds[lifted.kind(node)] += 1
             record.sources.append(lifted.place(node))

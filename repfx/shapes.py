@@ -160,10 +160,10 @@ class Shapes:
         if isinstance(module, _SAME):
             return given
         if isinstance(module, _POOLS):
-            axes = int(type(module).__name__[-2])
+            axes = _axes_in_name(module, _POOLS)
             return None if given is None else (*given[:-axes], *(None,) * axes)
         if isinstance(module, _ADAPTIVE):
-            axes = int(type(module).__name__[-2])
+            axes = _axes_in_name(module, _ADAPTIVE)
             out = module.output_size
             sizes = (out,) * axes if isinstance(out, int) or out is None else tuple(out)
             return None if given is None else (*given[:-axes], *sizes)
@@ -349,6 +349,11 @@ def part_sizes(node: fx.Node, total: int | None) -> list[int] | None:
         return None
     size = -(-total // wish) if name == "chunk" else wish
     return [min(size, total - start) for start in range(0, total, size)]
+
+
+def _axes_in_name(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> int:
+    """2 of AvgPool2d, also for its subclasses."""
+    return next(int(kind.__name__[-2]) for kind in kinds if isinstance(module, kind))
 
 
 def _flattened(given: Shape, start: int, end: int) -> Shape:

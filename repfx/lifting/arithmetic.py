@@ -75,7 +75,8 @@ def _by_constant(
 ) -> Op | None:
     """value * factor, or own * value + sign * shift, with a constant tensor."""
     constant = factor if factor is not None else shift
-    assert isinstance(constant, fx.Node)
+    if not isinstance(constant, fx.Node):
+        return None  # sizes put together, not values
     shape = context.constants.shape(constant)
     lazy = context.tensor(constant)
     if shape is None or lazy is None:

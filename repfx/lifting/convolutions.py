@@ -178,7 +178,7 @@ def _pool(
 
 
 def _pool_module(node: fx.Node, module: Any, context: Context) -> Op | None:
-    axes = int(type(module).__name__[-2]) if type(module).__name__.startswith("AvgPool") else 2
+    axes = next(n for n, kind in enumerate((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), 1) if isinstance(module, kind))
     return _pool(
         node, context, axes, module.kernel_size, module.stride, module.padding, module.ceil_mode,
         module.count_include_pad, getattr(module, "divisor_override", None),
