@@ -16,6 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from tests import specs
 from tests.pieces import (
     ACTS,
+    AssignedBorder,
     ChannelLayerNorm,
     Doubled,
     DynamicConv,
@@ -68,6 +69,8 @@ def build(node: Node, channels: int, shared: SharedConvs) -> tuple[nn.Module, in
             return ScaleModule(spelling, c), c
         case specs.AvgPool(kernel, stride, padding, count, ceil, div):
             return nn.AvgPool2d(kernel, stride, min(padding, kernel // 2), ceil, count, div or None), c
+        case specs.Pad(spelling="assign"):
+            return AssignedBorder(c), c
         case specs.Pad(before, after, value):
             return nn.ConstantPad2d((before[1], after[1], before[0], after[0]), value), c
         case specs.Permute(spelling):

@@ -98,8 +98,11 @@ def _pads(choose: Choose, total: int) -> Pair:
 SCALES = (
     "mul", "mul.left", "add", "sub", "rsub", "div", "exp", "sigmoid", "number", "neg", "affine",
 )  # fmt: skip
+INPLACE_SCALES = ("inplace.mul", "inplace.add")
 PERMUTES = ("shuffle", "flip", "index", "select", "roll")
-NOTHINGS = ("dropout", "contiguous", "to", "clone", "functional")
+NOTHINGS = (
+    "dropout", "contiguous", "to", "clone", "functional", "view", "detach", "slice", "index", "flatten",
+)  # fmt: skip
 NORMS = ("module", "module", "module", "functional", "frozen")
 
 
@@ -110,7 +113,7 @@ def pointwise(choose: Choose) -> Node:
         case "norm":
             return specs.Norm(choose.pick(NORMS), affine=not choose.chance(10))
         case "scale":
-            return specs.Scale(choose.pick(SCALES))
+            return specs.Scale(choose.pick(SCALES if not choose.chance(4) else INPLACE_SCALES))
         case "permute":
             return specs.Permute(choose.pick(PERMUTES))
         case "nothing":
@@ -315,6 +318,7 @@ def _other(choose: Choose) -> Node:
             specs.Pad((1, 1), (1, 1), 0.0),
             specs.Pad((1, 0), (0, 1), 0.7),
             specs.AvgPool(2, 2),
+            specs.Serial((specs.Pad(spelling="assign"), specs.Conv(kernel=(3, 3), bias=True))),
         )
     )
 

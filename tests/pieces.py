@@ -80,6 +80,11 @@ class ScaleModule(nn.Module):
                 return torch.sigmoid(s).unsqueeze(0).mul(x)
             case "number":
                 return 1.5 * x - 0.75
+            case "inplace.mul":
+                x *= s
+                return x
+            case "inplace.add":
+                return x.add_(s)
             case "neg":
                 return -x
             case "affine":
@@ -135,10 +140,37 @@ class NothingModule(nn.Module):
                 return x.to(torch.float64)
             case "clone":
                 return x.clone()
+            case "view":
+                return x.view(x.shape)
+            case "detach":
+                return x.detach()
+            case "slice":
+                return x[:, :, :, :]
+            case "index":
+                return x[...]
+            case "flatten":
+                return x.flatten(2).reshape(x.shape)
             case "functional":
                 return F.dropout(x, 0.5, self.training)
             case _:
                 return self.dropout(x)
+
+
+class AssignedBorder(nn.Module):
+    """Zero-pad by one, then write a value per channel into the border, side by side."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.value.view(1, -1, 1, 1)
+        x = F.pad(x, (1, 1, 1, 1))
+        x[:, :, 0:1, :] = value
+        x[:, :, -1:, :] = value
+        x[:, :, :, 0:1] = value
+        x[:, :, :, -1:] = value
+        return x
 
 
 class SqueezeExcite(nn.Module):

@@ -138,11 +138,12 @@ class AvgPool(Spec):
 
 @dataclass(frozen=True, repr=False)
 class Pad(Spec):
-    """Constant padding on its own."""
+    """Padding on its own; spelling "assign" writes a border of one value per channel, one pixel wide."""
 
     before: Pair = (1, 1)
     after: Pair = (1, 1)
     value: float = 0.0
+    spelling: str = "constant"
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,7 +162,7 @@ class Resize(Spec):
 
 @dataclass(frozen=True, repr=False)
 class Nothing(Spec):
-    """An identity that takes code: dropout, contiguous, same-dtype to, clone."""
+    """An identity that takes code: dropout, contiguous, same-dtype to, view, clone; most return x itself."""
 
     spelling: str = "dropout"
 
