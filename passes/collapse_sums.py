@@ -44,6 +44,8 @@ class CollapseSums:
                 yield region
                 continue
             yield Proposal(self.name, ((node, Apply(region.map, source)),), region.nodes)
+            if lifted.alive(node):
+                yield from _pairs(self.name, lifted, node, source)
 
 
 def _partial(rule: str, lifted: LiftedGraph, dominators: Dominators, node: fx.Node) -> Iterator[Proposal | Decline]:
@@ -84,6 +86,24 @@ def _partial(rule: str, lifted: LiftedGraph, dominators: Dominators, node: fx.No
         values: tuple[Expr, ...] = (*(Ref(t) for t, _ in rest), Apply(total, source))
         yield Proposal(rule, ((node, Add(values)),), tuple(nodes))
         return
+
+
+def _pairs(rule: str, lifted: LiftedGraph, node: fx.Node, source: fx.Node) -> Iterator[Proposal | Decline]:
+    """The whole sum costs more than its branches: merge two terms that do not (the first pair that pays)."""
+    terms, inner = flattened(lifted, node)
+    if terms is None or len(terms) < 3 or any(factor != 1.0 for _, factor in terms):
+        return
+    regions = [between(lifted, source, term) for term, _ in terms]
+    for i, a in enumerate(regions):
+        for j, b in enumerate(regions[:i]):
+            if isinstance(a, Decline) or isinstance(b, Decline) or not lifted.alive(node):
+                continue
+            total = add([b.map, a.map])
+            if isinstance(total, Decline):
+                continue
+            rest = [Ref(term) for k, (term, _) in enumerate(terms) if k not in (i, j)]
+            nodes = [*inner, *b.nodes, *(n for n in a.nodes if n not in b.nodes)]
+            yield Proposal(rule, ((node, Add((*rest, Apply(total, source)))),), tuple(nodes))
 
 
 def flattened(lifted: LiftedGraph, node: fx.Node) -> tuple[list[tuple[fx.Node, float]] | None, list[fx.Node]]:

@@ -61,7 +61,7 @@ class AffineConv:
     padding_mode: str = ZEROS
     multiple: tuple[int, ...] = ()  # the input size is a multiple of this, or the original raises
     selection: Ints | None = field(default=None, repr=False)  # pure copies: output o is input selection[o]
-    constant_padding: bool = False  # a border was padded by a constant; its border term may vanish
+    constant_padding: bool = False  # padded by an operation of its own; a border term may vanish
     uniform: bool = False  # all weights are one number: an average pooling as the user wrote it
     support: NDArray[np.bool_] = field(default_factory=lambda: np.ones((), bool), repr=False)  # taps in use
 

@@ -115,7 +115,7 @@ def pad_values(
         inputs=(),
         rule=rule,
         borders=() if values is None else (border,),
-        constant_padding=values is not None,
+        constant_padding=True,
     )
 
 
