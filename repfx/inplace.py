@@ -51,8 +51,8 @@ class MutableProxy(fx.Proxy):
 _VIEWS = {
     "view", "reshape", "flatten", "transpose", "permute", "contiguous", "expand", "chunk", "split", "unbind",
     "squeeze", "unsqueeze", "narrow", "getitem", "select", "view_as", "t", "expand_as", "detach", "swapaxes",
-    "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "to", "type", "type_as", "float", "double", "half",
-    "bfloat16", "cpu", "cuda", "unflatten", "unfold", "movedim", "moveaxis", "swapdims", "diagonal", "as_strided",
+    "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "to", "type", "type_as", "float", "double",
+    "half",     "bfloat16", "cpu", "cuda", "unflatten", "unfold", "movedim", "moveaxis", "swapdims", "diagonal", "as_strided",
     "reshape_as", "broadcast_to", "ravel", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
     "feature_alpha_dropout", "real", "positive", "atleast_1d", "atleast_2d", "atleast_3d", "conj",
     "resolve_conj", "resolve_neg", "view_as_real", "view_as_complex", "slice_inverse", "identity", "requires_grad_",
