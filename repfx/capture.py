@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ class _Tracer(fx.Tracer):
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         sizes = node.args[1] if len(node.args) > 1 else node.kwargs.get("split_size_or_sections")
         if name in ("split", "split_with_sizes") and isinstance(sizes, tuple | list):
-            return iter([obj[i] for i in range(len(sizes))])
+            return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(len(sizes))])
         return super().iter(obj)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
