@@ -166,11 +166,16 @@ def smallest() -> Iterator[tuple[str, str, int, int, bool]]:
 
     `test_*` models are toys of timm's own tests and count only where a module has nothing else.
     """
-    for module in timm.list_modules():
+    for module in own_modules():
         names = timm.list_models(module=module)
         counted = [(_parameters(name), name) for name in [n for n in names if not n.startswith("test_")] or names]
         count, name = min(counted)
         yield module, name, count, *_smallest_size(name)
+
+
+def own_modules() -> list[str]:
+    """timm's own architecture modules, without those that other packages registered."""
+    return [module for module in timm.list_modules() if hasattr(timm.models, module)]
 
 
 def _parameters(name: str) -> int:

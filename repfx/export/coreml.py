@@ -7,10 +7,11 @@ nothing outside a Mac can execute or check it.
 
 from __future__ import annotations
 
+import io
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +75,8 @@ def to_coreml(
     program = export_program(module, example_inputs, dynamic_batch=dynamic_batch, largest_batch=LARGEST_BATCH)
     ct = _coremltools()
     batch = [ct.RangeDim(1, LARGEST_BATCH)] if dynamic_batch else []
-    with whole_output(path, directory=True) as staged:
+    # the converter draws progress bars of its own on stderr
+    with whole_output(path, directory=True) as staged, redirect_stderr(io.StringIO()):
         try:
             package = ct.convert(
                 program.run_decompositions({}),
