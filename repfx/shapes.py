@@ -224,6 +224,8 @@ class Shapes:
             return given
         if name in ("view", "reshape"):
             sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
+            if len(sizes) == 1 and isinstance(sizes[0], fx.Node):
+                return None  # a whole shape, or one number: the rank is not written here
             return tuple(s if isinstance(s, int) and s >= 0 else None for s in sizes)
         return self._rearranged(node, name)
 
