@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import timm
 import torch
+from torch import fx
 
 import repfx
 from repfx.decline import Decline, Reason
@@ -30,27 +31,24 @@ class FoldNorms:
     """
 
     name: str = "fold_norms"
+    last_first: bool = False
 
-    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
-        """One proposal per batch norm behind a convolution."""
-        for node in lifted.nodes():
-            norm = lifted.op(node)
-            if not isinstance(norm, Affine) or not norm.axes or not lifted.is_affine(norm.source):
-                continue
-            scale, conv = lifted.map_of(node, norm.axes), lifted.op(norm.source)
-            if isinstance(scale, Decline) or not isinstance(conv, Affine):
-                continue
-            if form_of(scale).kind is not Kind.SCALE:
-                continue
-            if len(lifted.readers(norm.source)) > 1:
-                fact = "scales a value that is read elsewhere too"
-                yield Decline(Reason.OUTSIDE_USE, fact, lifted.place(node))
-                continue
-            region = between(lifted, conv.source, node)
-            if isinstance(region, Decline):
-                yield region
-                continue
-            yield Proposal(self.name, ((node, Apply(region.map, conv.source)),), region.nodes)
+    def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+        """One proposal for a batch norm behind a convolution."""
+        norm = lifted.op(node)
+        if not isinstance(norm, Affine) or not norm.axes or not lifted.is_affine(norm.source):
+            return
+        scale, conv = lifted.map_of(node, norm.axes), lifted.op(norm.source)
+        if isinstance(scale, Decline) or not isinstance(conv, Affine) or form_of(scale).kind is not Kind.SCALE:
+            return
+        if len(lifted.readers(norm.source)) > 1:
+            yield Decline(Reason.OUTSIDE_USE, "scales a value that is read elsewhere too", lifted.place(node))
+            return
+        region = between(lifted, conv.source, node)
+        if isinstance(region, Decline):
+            yield region
+            return
+        yield Proposal(self.name, ((node, Apply(region.map, conv.source)),), region.nodes)
 
 
 def main() -> None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import fx
+
 from repfx.decline import Decline
 from repfx.graph import LiftedGraph
 from repfx.ops import Sum
 from repfx.protocol import Apply, Proposal
-from repfx.regions import Dominators, between
+from repfx.regions import between, dominators
 
 
 @dataclass(frozen=True)
@@ -24,22 +26,19 @@ class AverageHeads:
     """Collapse a scaled value and everything affine before it, up to where its branches fork."""
 
     name: str = "average_heads"
+    last_first: bool = True
 
-    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
-        """One proposal per scaled or shifted value."""
-        dominators = Dominators(lifted)
-        for node in reversed(lifted.nodes()):
+    def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+        """Proposals for a scaled or shifted value, the larger region first."""
+        op = lifted.op(node)
+        if not isinstance(op, Sum) or len(op.terms) != 1:
+            return
+        chain = dominators(lifted).chain(node)
+        for source in chain[2:3] + chain[1:2]:
+            region = between(lifted, source, node)
+            if isinstance(region, Decline):
+                yield region
+            else:
+                yield Proposal(self.name, ((node, Apply(region.map, source)),), region.nodes)
             if not lifted.alive(node):
-                continue
-            op = lifted.op(node)
-            if not isinstance(op, Sum) or len(op.terms) != 1:
-                continue
-            chain = dominators.chain(node)
-            for source in chain[2:3] + chain[1:2]:
-                region = between(lifted, source, node)
-                if isinstance(region, Decline):
-                    yield region
-                elif lifted.alive(node):
-                    yield Proposal(self.name, ((node, Apply(region.map, source)),), region.nodes)
-                if not lifted.alive(node):
-                    break
+                return

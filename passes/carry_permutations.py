@@ -34,18 +34,16 @@ class CarryPermutations:
     """Remove an explicit channel order by reordering the weights of all readers."""
 
     name: str = "carry_permutations"
+    last_first: bool = False
 
-    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
-        """One proposal per explicit order."""
-        for node in lifted.nodes():
-            if not lifted.alive(node):
-                continue
-            order = _order_of(lifted, node)
-            if order is None:
-                continue
-            spread = _Spread(lifted)
-            refused = spread.start(node, order)
-            yield refused.at(lifted.place(node)) if refused is not None else spread.proposal(self.name)
+    def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+        """One proposal for a value with an explicit order."""
+        order = _order_of(lifted, node)
+        if order is None:
+            return
+        spread = _Spread(lifted)
+        refused = spread.start(node, order)
+        yield refused.at(lifted.place(node)) if refused is not None else spread.proposal(self.name)
 
 
 def _order_of(lifted: LiftedGraph, node: fx.Node) -> Ints | None:

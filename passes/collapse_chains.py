@@ -28,21 +28,19 @@ class CollapseChains:
     """Merge a map with the map it reads, if nothing else reads that."""
 
     name: str = "collapse_chains"
+    last_first: bool = False  # long chains collapse in one sweep
 
-    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
-        """One proposal per pair, in order of execution, so that long chains collapse in one sweep."""
-        for node in lifted.nodes():
-            if not lifted.alive(node):
-                continue
-            first = _single(lifted, node)
-            inner = None if first is None else _single(lifted, first)
-            if first is None or inner is None:
-                continue
-            region = between(lifted, inner, node)
-            if isinstance(region, Decline):
-                yield region
-                continue
-            yield Proposal(self.name, ((node, Apply(region.map, inner)),), region.nodes)
+    def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+        """One proposal for a map and the map it reads."""
+        first = _single(lifted, node)
+        inner = None if first is None else _single(lifted, first)
+        if inner is None:
+            return
+        region = between(lifted, inner, node)
+        if isinstance(region, Decline):
+            yield region
+            return
+        yield Proposal(self.name, ((node, Apply(region.map, inner)),), region.nodes)
 
 
 def _single(lifted: LiftedGraph, node: fx.Node) -> fx.Node | None:

@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import fx
+
 from repfx.decline import Decline
 from repfx.graph import LiftedGraph
 from repfx.ops import Concat
 from repfx.protocol import Apply, Proposal
-from repfx.regions import Dominators, between
+from repfx.regions import between, dominators
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,15 @@ class CollapseConcats:
     """Collapse a fork and the concatenation that joins it into one map."""
 
     name: str = "collapse_concats"
+    last_first: bool = True
 
-    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
-        """One proposal per concatenation with a common fork, the last one first."""
-        dominators = Dominators(lifted)
-        for node in reversed(lifted.nodes()):
-            if not lifted.alive(node) or not isinstance(lifted.op(node), Concat):
-                continue
-            source = dominators.of(node)
-            if source is None:
-                continue
-            region = between(lifted, source, node)
-            if isinstance(region, Decline):
-                yield region
-                continue
-            yield Proposal(self.name, ((node, Apply(region.map, source)),), region.nodes)
+    def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+        """One proposal for a concatenation whose parts have a common fork."""
+        source = dominators(lifted).of(node) if isinstance(lifted.op(node), Concat) else None
+        if source is None:
+            return
+        region = between(lifted, source, node)
+        if isinstance(region, Decline):
+            yield region
+            return
+        yield Proposal(self.name, ((node, Apply(region.map, source)),), region.nodes)

@@ -20,7 +20,7 @@ from repfx.graph import LiftedGraph
 from repfx.ops import Sum
 from repfx.parallel import add
 from repfx.protocol import Add, Apply, Expr, Proposal, Ref
-from repfx.regions import Dominators, between
+from repfx.regions import Dominators, between, dominators
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,31 @@ class CollapseSums:
     """Collapse the terms of a sum that have a common fork into one map."""
 
     name: str = "collapse_sums"
+    last_first: bool = True  # a sum inside a larger sum only if that one fails
 
-    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
-        """One proposal per sum, the last one first; a sum inside a larger sum only if that one fails."""
-        dominators = Dominators(lifted)
-        for node in reversed(lifted.nodes()):
-            if not lifted.alive(node) or not isinstance(lifted.op(node), Sum):
-                continue
-            source = dominators.of(node)
-            if source is None:
-                yield from _partial(self.name, lifted, dominators, node)
-                continue
-            region = between(lifted, source, node)
-            if isinstance(region, Decline):
-                yield region
-                continue
-            yield Proposal(self.name, ((node, Apply(region.map, source)),), region.nodes)
-            if lifted.alive(node):
-                yield from _pairs(self.name, lifted, node, source)
+    def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+        """Proposals for one sum: all of it, else the terms that share an origin, else pairs of terms."""
+        if not isinstance(lifted.op(node), Sum):
+            return
+        source = dominators(lifted).of(node)
+        if source is None:
+            yield from _partial(self.name, lifted, dominators(lifted), node)
+            return
+        region = between(lifted, source, node)
+        if isinstance(region, Decline):
+            yield region
+            return
+        yield Proposal(self.name, ((node, Apply(region.map, source)),), region.nodes)
+        if lifted.alive(node):
+            yield from _pairs(self.name, lifted, node, source)
 
 
-def _partial(rule: str, lifted: LiftedGraph, dominators: Dominators, node: fx.Node) -> Iterator[Proposal | Decline]:
+def _partial(rule: str, lifted: LiftedGraph, above: Dominators, node: fx.Node) -> Iterator[Proposal | Decline]:
     """A sum of values with several origins: merge the terms that share one."""
     terms, inner = flattened(lifted, node)
     if terms is None or len(terms) < 3:
         return
-    chains = [dominators.chain(term) for term, _ in terms]
+    chains = [above.chain(term) for term, _ in terms]
     groups: dict[fx.Node, list[int]] = {}
     for index, chain in enumerate(chains):
         groups.setdefault(chain[-1], []).append(index)

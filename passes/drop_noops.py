@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import fx
+
 from repfx.affine import AffineConv
 from repfx.decline import Decline
 from repfx.graph import LiftedGraph
@@ -23,16 +25,14 @@ class DropNoops:
     """Remove operations that return their argument."""
 
     name: str = "drop_noops"
+    last_first: bool = False
 
-    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
-        """One proposal per no-op."""
-        for node in lifted.nodes():
-            if not lifted.alive(node):
-                continue
-            match lifted.op(node):
-                case Alias(source=source):
+    def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+        """One proposal for a no-op."""
+        match lifted.op(node):
+            case Alias(source=source):
+                yield Proposal(self.name, ((node, Ref(source)),), (node,))
+            case Affine(source=source, axes=int(axes)):
+                map_ = lifted.map_of(node, axes)
+                if isinstance(map_, AffineConv) and map_.is_identity:
                     yield Proposal(self.name, ((node, Ref(source)),), (node,))
-                case Affine(source=source, axes=int(axes)):
-                    map_ = lifted.map_of(node, axes)
-                    if isinstance(map_, AffineConv) and map_.is_identity:
-                        yield Proposal(self.name, ((node, Ref(source)),), (node,))

@@ -29,26 +29,22 @@ class FoldScales:
     """Distribute a per-pixel, per-channel map over the branches before it or the readers after it."""
 
     name: str = "fold_scales"
+    last_first: bool = False
 
-    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
-        """Backward first, then forward."""
-        for node in lifted.nodes():
-            if not lifted.alive(node):
-                continue
-            map_ = _scale(lifted, node)
-            if map_ is None:
-                continue
-            op = lifted.op(node)
-            assert isinstance(op, Affine)
-            joined = op.source
-            if lifted.is_affine(joined) and len(lifted.readers(joined)) == 1:
-                backward = _backward(self.name, lifted, node, joined, map_)
-                if backward is not None:
-                    yield backward
-            if lifted.alive(node):
-                forward = _forward(self.name, lifted, node, op.source, map_)
-                if forward is not None:
-                    yield forward
+    def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+        """Proposals for a scale: backward first, then forward."""
+        op, map_ = lifted.op(node), _scale(lifted, node)
+        if map_ is None:
+            return
+        assert isinstance(op, Affine)
+        if lifted.is_affine(op.source) and len(lifted.readers(op.source)) == 1:
+            backward = _backward(self.name, lifted, node, op.source, map_)
+            if backward is not None:
+                yield backward
+        if lifted.alive(node):
+            forward = _forward(self.name, lifted, node, op.source, map_)
+            if forward is not None:
+                yield forward
 
 
 def _scale(lifted: LiftedGraph, node: fx.Node) -> AffineConv | None:

@@ -29,24 +29,22 @@ class MergeSiblings:
     """Stack the convolutions or linears of one value."""
 
     name: str = "merge_siblings"
+    last_first: bool = False
 
-    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
-        """One proposal per value with several alike readers."""
-        for node in lifted.nodes():
-            if not lifted.alive(node):
+    def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+        """One proposal per group of alike readers of the value."""
+        for group in _alike(lifted, node):
+            maps = [map_ for _, map_ in group]
+            stacked = concat(maps)
+            if isinstance(stacked, Decline):
+                yield stacked.at(lifted.place(group[0][0]))
                 continue
-            for group in _alike(lifted, node):
-                maps = [map_ for _, map_ in group]
-                stacked = concat(maps)
-                if isinstance(stacked, Decline):
-                    yield stacked.at(lifted.place(group[0][0]))
-                    continue
-                replacements, start = [], 0
-                for reader, map_ in group:
-                    part = np.arange(start, start + map_.out_channels)
-                    replacements.append((reader, Shared(stacked, node, select(stacked.out_channels, part, map_.axes))))
-                    start += map_.out_channels
-                yield Proposal(self.name, tuple(replacements), tuple(reader for reader, _ in group))
+            replacements, start = [], 0
+            for reader, map_ in group:
+                part = np.arange(start, start + map_.out_channels)
+                replacements.append((reader, Shared(stacked, node, select(stacked.out_channels, part, map_.axes))))
+                start += map_.out_channels
+            yield Proposal(self.name, tuple(replacements), tuple(reader for reader, _ in group))
 
 
 def _alike(lifted: LiftedGraph, node: fx.Node) -> list[list[tuple[fx.Node, AffineConv]]]:

@@ -157,7 +157,7 @@ def _compile(model: nn.Module, inputs: tuple[Any, ...] | None, plan: _Plan) -> t
         progress=plan.progress,
     )
     engine.run(plan.passes)
-    declines = [*engine.declines.values(), *lifted.declines()]
+    declines = [*engine.declines(), *lifted.declines()]
     outcome = _Outcome([], declines, captured, before, before, engine.verify_seconds)
     if not plan.build:
         outcome.merges += _planned(lifted)

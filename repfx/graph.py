@@ -6,7 +6,8 @@ Reading is free for everyone; only `repfx.rewriting` changes it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
@@ -48,39 +49,50 @@ class LiftedGraph:
             if node.name in shapes:
                 known = shapes[node.name]
                 self.context.shapes.set(node, (None, *known[1:]) if known else known)
-        self.ops: dict[fx.Node, Op] = {node: lift(node, self.context) for node in graph.nodes}
         self.records: dict[fx.Node, Record] = {}
+        self.version = 0  # counts changes of the graph
+        self.dominators: tuple[int, object] | None = None  # kept by repfx.regions, of one version
+        self._ops: dict[fx.Node, Op] = {}
+        self._named_by: dict[fx.Node, dict[fx.Node, None]] = {}  # whose operation names a value
         self._renamed: dict[fx.Node, fx.Node] = {}
-        self._readers: dict[fx.Node, list[fx.Node]] = {}
+        self._maps: dict[tuple[fx.Node, int], AffineConv] = {}
+        self._looked: set[fx.Node] | None = None
+        for node in graph.nodes:
+            self.define(node, lift(node, self.context))
+
+    def define(self, node: fx.Node, op: Op) -> None:
+        """`node` computes `op`."""
+        self._ops[node] = op
+        for value in _named(op):
+            self._named_by.setdefault(value, {})[node] = None
+
+    def forget(self, node: fx.Node) -> None:
+        """`node` has left the graph."""
+        del self._ops[node]
+        self.records.pop(node, None)
 
     def nodes(self) -> list[fx.Node]:
         """All nodes in order of execution."""
         return list(self.graph.nodes)
 
+    @contextmanager
+    def watched(self) -> Iterator[set[fx.Node]]:
+        """Collects the nodes that are looked at meanwhile: what a conclusion rests on."""
+        outer, self._looked = self._looked, set()
+        try:
+            yield self._looked
+        finally:
+            self._looked = outer
+
     def op(self, node: fx.Node) -> Op:
         """What a node computes, over the values as they are named now."""
-        op = self.ops[node]
-        if self._renamed:
-            op = self.ops[node] = self._updated(op)
-        return op
-
-    def _updated(self, op: Op) -> Op:
-        now, renamed = self.current, self._renamed
-        match op:
-            case Affine(source=source) | Alias(source=source) if source in renamed:
-                return replace(op, source=now(source))
-            case Sum(terms=terms) if any(t in renamed for t, _ in terms):
-                return replace(op, terms=tuple((now(t), factor) for t, factor in terms))
-            case Concat(parts=parts) if any(p in renamed for p in parts):
-                return replace(op, parts=tuple(now(p) for p in parts))
-            case Opaque(inputs=inputs) if any(i in renamed for i in inputs):
-                return replace(op, inputs=tuple(now(i) for i in inputs))
-            case _:
-                return op
+        if self._looked is not None:
+            self._looked.add(node)
+        return self._ops[node]
 
     def alive(self, node: fx.Node) -> bool:
         """Whether a node is still in the graph."""
-        return node in self.ops
+        return node in self._ops
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that stands for a value now, after rewriting."""
@@ -91,6 +103,9 @@ class LiftedGraph:
     def rename(self, old: fx.Node, new: fx.Node) -> None:
         """`new` now stands for the value of `old`."""
         self._renamed[old] = new
+        for node in self._named_by.pop(old, ()):
+            if node in self._ops:
+                self.define(node, _renamed(self._ops[node], old, new))
 
     def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """The values an affine node reads."""
@@ -98,7 +113,9 @@ class LiftedGraph:
 
     def is_affine(self, node: fx.Node) -> bool:
         """Whether a node is an affine function of other values."""
-        return not isinstance(self.ops[node], Constant | Input | Opaque)
+        if self._looked is not None:
+            self._looked.add(node)
+        return not isinstance(self._ops[node], Constant | Input | Opaque)
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
         """Nodes that use this value.
@@ -106,11 +123,17 @@ class LiftedGraph:
         What only prepares an understood operation (a split, a stack, a view, the reading of a size) is
         looked through to that operation.
         """
+        if self._looked is not None:
+            self._looked.add(node)
         out: dict[fx.Node, None] = {}
         for user in node.users:
             for reader in self._reached(node, user):
                 out[reader] = None
         return list(out)
+
+    def dependents(self, node: fx.Node) -> Iterable[fx.Node]:
+        """Nodes whose operation names this value."""
+        return self._named_by.get(node, {})
 
     def _reached(self, node: fx.Node, user: fx.Node) -> list[fx.Node]:
         """The readers of `node` behind one of its users: the user itself, unless it only prepares others."""
@@ -119,7 +142,7 @@ class LiftedGraph:
         seen, work = {user}, [user]
         while work:
             step = work.pop()
-            if self.is_affine(step) and node in self.sources(step):
+            if step in self._ops and self.is_affine(step) and node in self.sources(step):
                 found.append(step)
                 continue
             if step.op == "output" or has_effect(step) or not step.users or len(seen) > _LOOK_THROUGH:
@@ -159,7 +182,13 @@ class LiftedGraph:
         """The map of an `Affine` node over its one source."""
         op = self.op(node)
         assert isinstance(op, Affine)
-        return op.build(axes, self.channels(op.source, axes))
+        known = self._maps.get((node, axes))
+        if known is not None:
+            return known
+        map_ = op.build(axes, self.channels(op.source, axes))
+        if isinstance(map_, AffineConv):
+            self._maps[node, axes] = map_
+        return map_
 
     def kind(self, node: fx.Node) -> str:
         """A word for what a node is, for the record."""
@@ -195,9 +224,33 @@ class LiftedGraph:
     def declines(self) -> Iterator[Decline]:
         """Refusals of the lifting."""
         for node in self.graph.nodes:
-            op = self.ops.get(node)
+            op = self._ops.get(node)
             if isinstance(op, Opaque) and op.decline is not None and node.users:
                 yield op.decline
+
+
+def _named(op: Op) -> tuple[fx.Node, ...]:
+    """The values that an operation names."""
+    return op.inputs if isinstance(op, Opaque) else affine_sources(op)
+
+
+def _renamed(op: Op, old: fx.Node, new: fx.Node) -> Op:
+    """The same operation, with one value under its new name."""
+
+    def now(node: fx.Node) -> fx.Node:
+        return new if node is old else node
+
+    match op:
+        case Affine(source=source) | Alias(source=source):
+            return replace(op, source=now(source))
+        case Sum(terms=terms):
+            return replace(op, terms=tuple((now(t), factor) for t, factor in terms))
+        case Concat(parts=parts):
+            return replace(op, parts=tuple(now(p) for p in parts))
+        case Opaque(inputs=inputs):
+            return replace(op, inputs=tuple(now(i) for i in inputs))
+        case _:
+            return op
 
 
 def common_path(paths: list[str]) -> str:

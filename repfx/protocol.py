@@ -1,7 +1,8 @@
-"""What a pass is: a function from a lifted graph to proposals and refusals.
+"""What a pass is: a function from one value of a lifted graph to proposals and refusals.
 
 A pass owns no state and mutates nothing.  A proposal replaces values by expressions over other values;
-the engine (`repfx.rewriting`) takes it through one gate before anything changes.
+the engine (`repfx.rewriting`) takes it through one gate before anything changes.  The engine asks every
+pass about every value once, and again only after something that the answer rested on has changed.
 """
 
 from __future__ import annotations
@@ -80,11 +81,17 @@ class Proposal:
 
 
 class Pass(Protocol):
-    """One idea.  `name` is its file's name."""
+    """One idea.  `name` is its file's name; with `last_first`, later values are asked before earlier ones."""
 
     @property
     def name(self) -> str: ...
 
-    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
-        """Proposals and refusals, in the order they should be tried."""
+    @property
+    def last_first(self) -> bool: ...
+
+    def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+        """Proposals and refusals about one value, in the order they should be tried.
+
+        After an accepted proposal the graph is another one: ask `lifted.alive` before going on.
+        """
         ...

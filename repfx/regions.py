@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
-import networkx as nx
 import numpy as np
 import torch
 from torch import fx
@@ -23,25 +23,38 @@ from repfx.ops import Affine, Alias, Concat, Constant, Input, Opaque, Sum
 from repfx.parallel import add, concat
 from repfx.serial import compose
 
-_ROOT = "root"
-
-
 class Dominators:
-    """Immediate dominators of all values, as of one moment."""
+    """Immediate dominators of all values, as of one moment.
+
+    In an acyclic graph the immediate dominator of a value is the nearest common ancestor, in the dominator
+    tree, of the values it reads (Cooper, Harvey, Kennedy, "A Simple, Fast Dominance Algorithm").
+    """
 
     def __init__(self, lifted: LiftedGraph) -> None:
-        graph: nx.DiGraph[object] = nx.DiGraph()
+        self._lifted = lifted
+        self._above: dict[fx.Node, fx.Node | None] = {}  # None: the root
+        self._depth: dict[fx.Node, int] = {}
         for node in lifted.graph.nodes:
             sources = lifted.sources(node)
-            for source in sources or (_ROOT,):
-                graph.add_edge(source, node)
-        self._lifted = lifted
-        self._idom: Mapping[object, object] = nx.immediate_dominators(graph, _ROOT) if len(graph) else {}
+            above = reduce(self._nearest, sources) if sources else None
+            self._above[node] = above
+            self._depth[node] = 1 if above is None else self._depth[above] + 1
+
+    def _nearest(self, a: fx.Node | None, b: fx.Node | None) -> fx.Node | None:
+        """The nearest common ancestor of two values."""
+        while a is not b:
+            if a is None or b is None:
+                return None
+            if self._depth[a] >= self._depth[b]:
+                a = self._above[a]
+            else:
+                b = self._above[b]
+        return a
 
     def of(self, node: fx.Node) -> fx.Node | None:
         """The immediate dominator; None where the value mixes values without a common origin."""
-        above = self._idom.get(node)
-        if not isinstance(above, fx.Node):
+        above = self._above.get(node)
+        if above is None:
             return None
         above = self._lifted.current(above)
         return above if self._lifted.alive(above) else None
@@ -52,6 +65,16 @@ class Dominators:
         while (above := self.of(out[-1])) is not None:
             out.append(above)
         return out
+
+
+def dominators(lifted: LiftedGraph) -> Dominators:
+    """The dominators of the graph as it is now, computed once per change."""
+    if lifted.dominators is None or lifted.dominators[0] != lifted.version:
+        with lifted.watched():  # who dominates whom rests on the region in between, which `between` looks at
+            lifted.dominators = (lifted.version, Dominators(lifted))
+    found = lifted.dominators[1]
+    assert isinstance(found, Dominators)
+    return found
 
 
 @dataclass(frozen=True, eq=False)

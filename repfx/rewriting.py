@@ -3,6 +3,9 @@
 Gate: nothing inside is used outside -> the objective's cost strictly falls -> the region agrees with
 its replacement on hostile inputs -> commit.  New values are nodes without a module yet; the module is
 written at the end (`repfx.compiler`), from the float64 map kept in `LiftedGraph.records`.
+
+Every pass is asked about every value once.  A refusal is remembered together with the nodes that were
+looked at for it, and stands until one of them changes; so the work is proportional to what changes.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from repfx.dead import has_effect
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph, Record
 from repfx.objective import Objective
-from repfx.ops import Affine, Concat, Constant, Input, Sum
+from repfx.ops import Affine, Concat, Constant, Input, Op, Sum
 from repfx.protocol import Add, Apply, Cat, Expr, Pass, Proposal, Ref, Shared
 from repfx.regions import used_outside
 from repfx.verification import verify_proposal
 
+_Question = tuple[int, fx.Node]  # a pass, by its place among the passes, and a value
 PENDING = "repfx_pending"  # target of nodes whose module is not written yet
 
 
@@ -38,40 +42,76 @@ class Engine:
     excluded: Callable[[fx.Node], bool]
     verify: bool = True
     progress: Callable[[str, float], None] | None = None
-    declines: dict[tuple[str, str, str], Decline] = field(default_factory=dict)
     verify_seconds: float = 0.0
     _shared: dict[int, fx.Node] = field(default_factory=dict)  # results of `Shared` maps in one commitment
+    _open: list[set[fx.Node]] = field(default_factory=list)  # values that each pass has yet to be asked about
+    _settled: dict[_Question, list[Decline]] = field(default_factory=dict)  # what was refused about each
+    _rests_on: dict[fx.Node, set[_Question]] = field(default_factory=dict)  # whose answers rest on a node
 
-    def run(self, passes: Sequence[Pass], limit: int = 50) -> None:
+    def run(self, passes: Sequence[Pass], limit: int = 1000) -> None:
         """Sweep the passes until a whole sweep changes nothing.
 
         Every commitment strictly lowers the cost, so this ends; `limit` only guards against our bugs.
         """
+        self._open = [set(self.lifted.graph.nodes) for _ in passes]
         for sweep in range(limit):
-            self.declines.clear()
             if not self._sweep(passes, sweep):
                 return
         raise AssertionError("passes did not settle")
+
+    def declines(self) -> list[Decline]:
+        """What was refused about the values that are left, each refusal once."""
+        found = {
+            (d.rule, d.subject, d.fact): d
+            for (_, node), refused in self._settled.items()
+            if self.lifted.alive(node)
+            for d in refused
+        }
+        return list(found.values())
 
     def _sweep(self, passes: Sequence[Pass], sweep: int) -> bool:
         """Run the passes in order up to the first that changes something: a later pass sees settled regions."""
         for index, one in enumerate(passes):
             if self.progress is not None:
                 self.progress(f"sweep {sweep + 1}: {one.name}", index / len(passes))
-            if self._run_pass(one):
+            if self._run_pass(index, one):
                 return True
         return False
 
-    def _run_pass(self, one: Pass) -> bool:
+    def _run_pass(self, index: int, one: Pass) -> bool:
         changed = False
-        for item in one.propose(self.lifted):
-            outcome = item if isinstance(item, Decline) else self.gate(item)
-            if isinstance(outcome, Decline):
-                signed = outcome.by(one.name)
-                self.declines[(signed.rule, signed.subject, signed.fact)] = signed
-                continue
-            changed = True
+        todo = [node for node in self._open[index] if self.lifted.alive(node)]
+        self._open[index].clear()
+        for node in sorted(todo, reverse=one.last_first):
+            if self.lifted.alive(node):
+                changed |= self._ask(index, one, node)
         return changed
+
+    def _ask(self, index: int, one: Pass, node: fx.Node) -> bool:
+        """Take what a pass proposes about a value through the gate; whether anything was committed."""
+        refused, changed = [], False
+        with self.lifted.watched() as looked_at:
+            for item in one.propose(self.lifted, node):
+                outcome = item if isinstance(item, Decline) else self.gate(item)
+                if isinstance(outcome, Decline):
+                    refused.append(outcome.by(one.name))
+                else:
+                    changed = True
+        if changed:
+            self._open[index].add(node)
+            return True
+        question = (index, node)
+        self._settled[question] = refused
+        for other in looked_at | {node}:
+            self._rests_on.setdefault(other, set()).add(question)
+        return False
+
+    def _reopen(self, changed: Iterable[fx.Node]) -> None:
+        """Ask again whatever rests on these nodes."""
+        for node in changed:
+            for index, asked in self._rests_on.pop(node, ()):
+                self._settled.pop((index, asked), None)
+                self._open[index].add(asked)
 
     def gate(self, proposal: Proposal) -> Decline | None:
         """Commit the proposal, or say why not."""
@@ -114,6 +154,8 @@ class Engine:
         lifted = self.lifted
         share = _shares(lifted, proposal)
         self._shared.clear()
+        lifted.version += 1
+        changed = _touched(lifted, proposal)
         for node, expr in proposal.replacements:
             with lifted.graph.inserting_before(node):
                 new = self._build(expr, node, proposal, share.get(node, []), error)
@@ -122,7 +164,8 @@ class Engine:
                 lifted.context.shapes.set(new, known)
             node.replace_all_uses_with(new)
             lifted.rename(node, new)
-        erase_unused(lifted, proposal.interior)
+        changed |= erase_unused(lifted, proposal.interior)
+        self._reopen(changed)
 
     def _build(
         self, expr: Expr, sink: fx.Node, proposal: Proposal, absorbed: Sequence[fx.Node], error: float | None
@@ -135,7 +178,7 @@ class Engine:
                 value = lifted.current(given)  # an earlier replacement of this proposal may stand for it
                 new = lifted.graph.call_module(PENDING, (value,))
                 new.meta["nn_module_stack"] = sink.meta.get("nn_module_stack", {})
-                lifted.ops[new] = Affine(value, map_.axes, lambda axes, channels: map_)
+                self._define(new, Affine(value, map_.axes, lambda axes, channels: map_))
                 lifted.records[new] = _record(lifted, map_, proposal, absorbed, error)
                 shape = (None, map_.out_channels, *(None,) * map_.axes) if map_.axes else None
                 lifted.context.shapes.set(new, shape)
@@ -153,7 +196,7 @@ class Engine:
                     left = total
                     total = lifted.graph.call_function(operator.add, (left, node))
                     total.meta.update(nn_module_stack=sink.meta.get("nn_module_stack", {}), made_by=proposal.rule)
-                    lifted.ops[total] = Sum(((left, 1.0), (node, 1.0)))
+                    self._define(total, Sum(((left, 1.0), (node, 1.0))))
                     lifted.context.shapes.set(total, lifted.context.shapes.of(sink))
                 return total
             case Cat(values=values, dim=dim):
@@ -161,8 +204,14 @@ class Engine:
                 new = lifted.graph.call_function(torch.cat, (nodes, dim))
                 new.meta.update(nn_module_stack=sink.meta.get("nn_module_stack", {}), made_by=proposal.rule)
                 rank = lifted.context.shapes.rank(sink)
-                lifted.ops[new] = Concat(tuple(nodes), first=dim == 1, last=dim == -1 or rank == dim + 1)
+                self._define(new, Concat(tuple(nodes), first=dim == 1, last=dim == -1 or rank == dim + 1))
                 return new
+
+    def _define(self, node: fx.Node, op: Op) -> None:
+        """A new node of the graph, which every pass will be asked about."""
+        self.lifted.define(node, op)
+        for values in self._open:
+            values.add(node)
 
     def _build_all(
         self,
@@ -228,19 +277,34 @@ def cost_of_expr(expr: Expr) -> Cost:
             return sum((cost_of_expr(v) for v in values), Cost(light=1))
 
 
-def erase_unused(lifted: LiftedGraph, nodes: Iterable[fx.Node]) -> None:
-    """Erase nodes that nothing reads any more, and what only they read."""
+def _touched(lifted: LiftedGraph, proposal: Proposal) -> set[fx.Node]:
+    """Nodes whose operation or readers change when a proposal is committed."""
+    changed = {*proposal.interior, *proposal.across}
+    for node in proposal.interior:
+        changed.update(node.all_input_nodes)
+        changed.update(lifted.sources(node))
+    for node, expr in proposal.replacements:
+        changed.update(values_of(expr))
+        changed.update(node.users)
+        changed.update(lifted.dependents(node))
+    return changed
+
+
+def erase_unused(lifted: LiftedGraph, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Erase nodes that nothing reads any more, and what only they read.  Returns what has lost a reader."""
     work = sorted((n for n in nodes if lifted.alive(n)), reverse=True)
+    touched: set[fx.Node] = set()
     while work:
         node = work.pop(0)
         if not lifted.alive(node) or node.users or node.op in ("placeholder", "output"):
             continue
         # constants stay until the maps that will read them are evaluated
         feeding = [n for n in node.all_input_nodes if not isinstance(lifted.op(n), Constant | Input)]
+        touched.update(node.all_input_nodes)
         lifted.graph.erase_node(node)
-        del lifted.ops[node]
-        lifted.records.pop(node, None)
+        lifted.forget(node)
         work.extend(n for n in feeding if not n.users and not has_effect(n))
+    return touched
 
 
 def _shares(lifted: LiftedGraph, proposal: Proposal) -> dict[fx.Node, list[fx.Node]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import repfx
 from passes import DEFAULT_PASSES
@@ -79,8 +79,12 @@ class Off:
     def name(self) -> str:
         return self.inner.name
 
-    def propose(self, lifted: LiftedGraph) -> Iterator[Proposal | Decline]:
-        for item in self.inner.propose(lifted):
+    @property
+    def last_first(self) -> bool:
+        return self.inner.last_first
+
+    def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+        for item in self.inner.propose(lifted, node):
             if isinstance(item, Decline):
                 yield item
                 continue
