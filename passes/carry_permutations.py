@@ -185,7 +185,7 @@ class _Spread:
         if new.selection is not None and new.is_pointwise and len(new.selection) == new.in_channels:
             return new.selection
         if _one_to_one(old):
-            return new.incidence.rows[:, 0]
+            return new.incidence.firsts
         return form_of(new).order
 
     def _stuck(self, node: fx.Node) -> Decline:
@@ -222,11 +222,7 @@ class _Spread:
 
 def _one_to_one(map_: AffineConv) -> bool:
     """Whether output c reads input c alone."""
-    return (
-        map_.in_channels == map_.out_channels
-        and map_.incidence.is_depthwise
-        and np.array_equal(map_.incidence.rows[:, 0], np.arange(map_.in_channels))
-    )
+    return map_.in_channels == map_.out_channels and map_.incidence.one_to_one
 
 
 def _no_worse(new: AffineConv, old: AffineConv) -> bool:

@@ -54,8 +54,7 @@ def _scale(lifted: LiftedGraph, node: fx.Node) -> AffineConv | None:
     map_ = lifted.map_of(node, op.axes)
     if isinstance(map_, Decline) or not map_.is_pointwise or map_.selection is not None or map_.borders:
         return None
-    one_to_one = map_.in_channels == map_.out_channels and map_.incidence.is_depthwise
-    if not one_to_one or not np.array_equal(map_.incidence.rows[:, 0], np.arange(map_.in_channels)):
+    if map_.in_channels != map_.out_channels or not map_.incidence.one_to_one:
         return None
     return map_
 

@@ -15,8 +15,9 @@ This file holds the type and the operations that always succeed.  `repfx.makers`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from repfx.incidence import Incidence, Ints
 from repfx.values import Values, evaluate, gathered, probing, scattered
 
 ZEROS = "zeros"
+REMEMBERED = 4096  # structures whose derivations are kept, for the alike blocks of a network
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,15 @@ class AffineConv:
     def axes(self) -> int:
         """Number of spatial axes."""
         return len(self.kernel)
+
+    @cached_property
+    def structure(self) -> Hashable:
+        """Everything but the numbers: maps of equal structure are written back alike."""
+        return (
+            self.in_channels, self.incidence, self.kernel, self.before, self.stride, self.extent, self.biased,
+            self.borders, self.padding_mode, self.multiple, self.constant_padding, self.uniform,
+            None if self.selection is None else self.selection.tobytes(), self.support.tobytes(),
+        )  # fmt: skip
 
     @property
     def out_channels(self) -> int:

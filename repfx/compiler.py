@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,7 +68,8 @@ def reparameterize(
     plan = _Plan(_objective(objective), _passes(passes), tuple(exclude), verify, progress)
     check_mode(model)
     started = time.perf_counter()
-    fused, outcome = _compile(model, _as_tuple(example_inputs), plan)
+    with uncollected():
+        fused, outcome = _compile(model, _as_tuple(example_inputs), plan)
     seconds = time.perf_counter() - started - outcome.verify_seconds
     report = _report(model, fused, outcome, plan, seconds)
     if example_inputs is not None:
@@ -90,7 +93,8 @@ def explain(
     plan = _Plan(_objective(objective), _passes(passes), tuple(exclude), verify=False, progress=None, build=False)
     check_mode(model)
     started = time.perf_counter()
-    fused, outcome = _compile(model, _as_tuple(example_inputs), plan)
+    with uncollected():
+        fused, outcome = _compile(model, _as_tuple(example_inputs), plan)
     return _report(model, fused, outcome, plan, time.perf_counter() - started)
 
 
@@ -100,6 +104,18 @@ def report(fused: nn.Module) -> Report:
     if not isinstance(found, Report):
         raise UserError(f"{type(fused).__name__} was not made by repfx.reparameterize, so it has no report")
     return found
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No cyclic garbage collection meanwhile: nothing big is in cycles, and each collection walks all of torch."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from repfx.affine import ZEROS, AffineConv
 from repfx.decline import UserError
 from repfx.form import Form, Kind, contiguous, form_of
-from repfx.incidence import Ints
+from repfx.incidence import Incidence, Ints
 from repfx.modules import EXTENDED, PLAIN, BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
 from repfx.values import Values
 
@@ -107,6 +107,8 @@ def _grouped_weight(map_: AffineConv, form: Form, planes: Tensor, source: Ints) 
     """Weight (O, C/groups, *kernel) from planes (O, K, *window), rows in emitted order."""
     window = tuple(slice(f, f + d * (k - 1) + 1, d) for f, d, k in zip(form.first, form.dilation, form.kernel))
     planes = planes[(slice(None), slice(None), *window)]
+    if form.gather is None and map_.incidence == Incidence.grouped(map_.in_channels, map_.out_channels, form.groups):
+        return planes if form.order is None else planes[torch.as_tensor(source, device=planes.device)]
     rows = map_.incidence.rows[source]  # (O, K) input channels
     if form.gather is not None:
         rank = np.full(map_.in_channels, -1, dtype=np.int64)

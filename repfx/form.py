@@ -11,6 +11,7 @@ next coarser contiguous blocks are used.  Structure only; nothing here looks at 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
 from functools import reduce
@@ -18,7 +19,7 @@ from math import gcd, prod
 
 import numpy as np
 
-from repfx.affine import ZEROS, AffineConv, times
+from repfx.affine import REMEMBERED, ZEROS, AffineConv, times
 from repfx.incidence import Ints
 
 
@@ -103,16 +104,24 @@ class Form:
         return " + ".join([text, *(name for name, present in extras if present)])
 
 
+_KNOWN: dict[Hashable, Form] = {}
+
+
 def form_of(map_: AffineConv) -> Form:
-    """The cheapest executed form of a map."""
+    """The cheapest executed form of a map; maps of one structure share it."""
+    form = _KNOWN.get(map_.structure)
+    if form is None:
+        if len(_KNOWN) >= REMEMBERED:
+            _KNOWN.clear()
+        form = _KNOWN[map_.structure] = _derived(map_)
+    return form
+
+
+def _derived(map_: AffineConv) -> Form:
     copied = _copy_form(map_)
     if copied is not None:
         return copied
-    depthwise_in_place = (
-        map_.in_channels == map_.out_channels
-        and map_.incidence.is_depthwise
-        and np.array_equal(map_.incidence.rows[:, 0], np.arange(map_.in_channels))
-    )
+    depthwise_in_place = map_.in_channels == map_.out_channels and map_.incidence.one_to_one
     if map_.is_pointwise and depthwise_in_place and not map_.borders:
         return Form(Kind.SCALE, map_.in_channels, map_.out_channels, biased=True)
     gather, groups, order = _blocks(map_)
@@ -169,7 +178,7 @@ def _blocks(map_: AffineConv) -> tuple[Ints | None, int, Ints | None]:
         place[order] = np.arange(outputs)
         return gather, len(incidence.sets), None if np.array_equal(place, np.arange(outputs)) else place
     if incidence.is_depthwise and (incidence.sizes == 1).all():
-        return incidence.rows[:, 0], outputs, None
+        return incidence.firsts, outputs, None
     reads = incidence.reads
     used = inputs if len(reads) == 0 or len(reads) == inputs else len(reads)
     rank = np.arange(inputs) if used == inputs else np.searchsorted(reads, np.arange(inputs))

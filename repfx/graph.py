@@ -50,13 +50,14 @@ class LiftedGraph:
                 known = shapes[node.name]
                 self.context.shapes.set(node, (None, *known[1:]) if known else known)
         self.records: dict[fx.Node, Record] = {}
-        self.version = 0  # counts changes of the graph
-        self.dominators: tuple[int, object] | None = None  # kept by repfx.regions, of one version
+        self.dominators: object = None  # kept by repfx.regions
         self._ops: dict[fx.Node, Op] = {}
         self._named_by: dict[fx.Node, dict[fx.Node, None]] = {}  # whose operation names a value
         self._renamed: dict[fx.Node, fx.Node] = {}
+        self._former: dict[fx.Node, fx.Node] = {}  # what a new node was called before
         self._maps: dict[tuple[fx.Node, int], AffineConv] = {}
         self._looked: set[fx.Node] | None = None
+        self._original = set(graph.nodes)
         for node in graph.nodes:
             self.define(node, lift(node, self.context))
 
@@ -100,9 +101,17 @@ class LiftedGraph:
             node = self._renamed[node]
         return node
 
+    def first_name(self, node: fx.Node) -> fx.Node:
+        """The node that stood for this value before any rewriting."""
+        while node in self._former:
+            node = self._former[node]
+        return node
+
     def rename(self, old: fx.Node, new: fx.Node) -> None:
         """`new` now stands for the value of `old`."""
         self._renamed[old] = new
+        if new not in self._original:
+            self._former.setdefault(new, old)
         for node in self._named_by.pop(old, ()):
             if node in self._ops:
                 self.define(node, _renamed(self._ops[node], old, new))

@@ -53,9 +53,9 @@ class Incidence:
         """The largest number of inputs that one output reads."""
         return self.sets.shape[1]
 
-    @cached_property
+    @property
     def rows(self) -> Ints:
-        """Read set of each output, (O, K)."""
+        """Read set of each output, (O, K); large where the map is dense, so it is not kept."""
         return self.sets[self.classes]
 
     @cached_property
@@ -69,9 +69,14 @@ class Incidence:
         return self.width <= 1
 
     @cached_property
+    def firsts(self) -> Ints:
+        """The first input that each output reads, (O,)."""
+        return self.sets[self.classes, 0]
+
+    @cached_property
     def one_to_one(self) -> bool:
         """Whether output c reads input c alone."""
-        return self.width == 1 and np.array_equal(self.rows[:, 0], np.arange(self.outputs))
+        return self.width == 1 and np.array_equal(self.firsts, np.arange(self.outputs))
 
     @cached_property
     def reads(self) -> Ints:
@@ -132,7 +137,13 @@ class Incidence:
 
     def positions(self, other: Incidence) -> Ints:
         """Where the reads of `self` stand in the (wider) reads of `other`: (O, K), -1 where padded."""
-        return _positions(self, other)
+        pairs, classes = np.unique(np.stack([self.classes, other.classes], 1), axis=0, return_inverse=True)
+        places = np.full((len(pairs), self.width), -1, dtype=np.int64)
+        for i, (a, b) in enumerate(pairs):
+            mine = self.sets[a][self.sets[a] >= 0]
+            theirs = other.sets[b][other.sets[b] >= 0]
+            places[i, : len(mine)] = np.searchsorted(theirs, mine)
+        return places[classes.reshape(-1)]
 
     def restricted(self, start: int, stop: int) -> Incidence:
         """Only the reads in start..stop, counted from start."""
@@ -191,17 +202,6 @@ def _stacked(parts: tuple[Incidence, ...]) -> Incidence:
     starts = np.cumsum([0] + [len(part.sets) for part in parts[:-1]])
     classes = np.concatenate([part.classes + start for part, start in zip(parts, starts)])
     return Incidence.build(classes, sets)
-
-
-@lru_cache(_REMEMBERED)
-def _positions(narrow: Incidence, wide: Incidence) -> Ints:
-    pairs, classes = np.unique(np.stack([narrow.classes, wide.classes], 1), axis=0, return_inverse=True)
-    places = np.full((len(pairs), narrow.width), -1, dtype=np.int64)
-    for i, (a, b) in enumerate(pairs):
-        mine = narrow.sets[a][narrow.sets[a] >= 0]
-        theirs = wide.sets[b][wide.sets[b] >= 0]
-        places[i, : len(mine)] = np.searchsorted(theirs, mine)
-    return places[classes.reshape(-1)]
 
 
 def _widened(sets: Ints, width: int) -> Ints:

@@ -33,7 +33,6 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
     incidence = parts[0].incidence
     for part in parts[1:]:
         incidence = incidence.joined(part.incidence)
-    places = [None if part.incidence.same(incidence) else part.incidence.positions(incidence) for part in parts]
     kernel, before, align = _common(parts)
     borders, sources = united([part.borders for part in parts])
 
@@ -41,8 +40,9 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
         values = moved(values)
         planes = bias = None
         for i, v in enumerate(values):
-            own, where = align(i, v.planes), places[i]
-            own = own if where is None else scattered(own, where, incidence.width)
+            own = align(i, v.planes)
+            if not parts[i].incidence.same(incidence):
+                own = scattered(own, parts[i].incidence.positions(incidence), incidence.width)
             planes = own if planes is None else planes + own
             bias = v.bias if bias is None else bias + v.bias
         assert planes is not None

@@ -24,21 +24,27 @@ from repfx.parallel import add, concat
 from repfx.serial import compose
 
 class Dominators:
-    """Immediate dominators of all values, as of one moment.
+    """Immediate dominators of all values of a graph, which stay true while it is rewritten.
 
     In an acyclic graph the immediate dominator of a value is the nearest common ancestor, in the dominator
-    tree, of the values it reads (Cooper, Harvey, Kennedy, "A Simple, Fast Dominance Algorithm").
+    tree, of the values it reads (Cooper, Harvey, Kennedy, "A Simple, Fast Dominance Algorithm").  A rewrite
+    makes no value depend on anything new, so what dominated it still does, as long as it is there.
     """
 
     def __init__(self, lifted: LiftedGraph) -> None:
         self._lifted = lifted
-        self._above: dict[fx.Node, fx.Node | None] = {}  # None: the root
+        self._above: dict[fx.Node, fx.Node | None] = {}  # by first names; None: the root
         self._depth: dict[fx.Node, int] = {}
-        for node in lifted.graph.nodes:
-            sources = lifted.sources(node)
-            above = reduce(self._nearest, sources) if sources else None
-            self._above[node] = above
-            self._depth[node] = 1 if above is None else self._depth[above] + 1
+        with lifted.watched():  # who dominates whom rests on the region in between, which `between` looks at
+            for node in lifted.graph.nodes:
+                self._place(node)
+
+    def _place(self, node: fx.Node) -> None:
+        first = self._lifted.first_name(node)
+        sources = [self._lifted.first_name(s) for s in self._lifted.sources(node)]
+        above = reduce(self._nearest, sources) if sources else None
+        self._above[first] = above
+        self._depth[first] = 1 if above is None else self._depth[above] + 1
 
     def _nearest(self, a: fx.Node | None, b: fx.Node | None) -> fx.Node | None:
         """The nearest common ancestor of two values."""
@@ -53,11 +59,20 @@ class Dominators:
 
     def of(self, node: fx.Node) -> fx.Node | None:
         """The immediate dominator; None where the value mixes values without a common origin."""
-        above = self._above.get(node)
-        if above is None:
-            return None
-        above = self._lifted.current(above)
-        return above if self._lifted.alive(above) else None
+        lifted, first = self._lifted, self._lifted.first_name(node)
+        if first not in self._above:  # a rewrite made it
+            work = [node]
+            with lifted.watched():
+                while work:
+                    missing = [s for s in lifted.sources(work[-1]) if lifted.first_name(s) not in self._above]
+                    if missing:
+                        work += missing
+                    else:
+                        self._place(work.pop())
+        above = self._above[first]
+        while above is not None and not lifted.alive(lifted.current(above)):
+            above = self._above[above]
+        return None if above is None else lifted.current(above)
 
     def chain(self, node: fx.Node) -> list[fx.Node]:
         """node, its dominator, the dominator's dominator, ..."""
@@ -68,13 +83,11 @@ class Dominators:
 
 
 def dominators(lifted: LiftedGraph) -> Dominators:
-    """The dominators of the graph as it is now, computed once per change."""
-    if lifted.dominators is None or lifted.dominators[0] != lifted.version:
-        with lifted.watched():  # who dominates whom rests on the region in between, which `between` looks at
-            lifted.dominators = (lifted.version, Dominators(lifted))
-    found = lifted.dominators[1]
-    assert isinstance(found, Dominators)
-    return found
+    """The dominators of a graph, found once."""
+    if lifted.dominators is None:
+        lifted.dominators = Dominators(lifted)
+    assert isinstance(lifted.dominators, Dominators)
+    return lifted.dominators
 
 
 @dataclass(frozen=True, eq=False)

@@ -154,7 +154,6 @@ class Engine:
         lifted = self.lifted
         share = _shares(lifted, proposal)
         self._shared.clear()
-        lifted.version += 1
         changed = _touched(lifted, proposal)
         for node, expr in proposal.replacements:
             with lifted.graph.inserting_before(node):

@@ -168,7 +168,19 @@ def composed(
     if reads.width == 1 and all(k == 1 for k in outer.shape[2:]):
         # one middle channel at one tap: a scaled copy
         scale = outer.reshape(len(outer), 1, *(1 for _ in inner.shape[2:]))
-        return _spread(gathered(inner, reads.rows[:, 0]) * scale, out.width)
+        return _spread(gathered(inner, reads.firsts) * scale, out.width)
+    order = _copied(reads, via, inner)
+    if order is not None:
+        factor = gathered(inner, np.take_along_axis(reads.sets, order, 1).clip(0))  # (G, K, 1, *k1)
+        if len(reads.sets) > 1:
+            factor, order = gathered(factor, reads.classes), order[reads.classes]
+        if not np.array_equal(order, np.broadcast_to(np.arange(order.shape[1]), order.shape)):
+            index = torch.as_tensor(order, device=outer.device)
+            outer = outer[:, index[0]] if len(index) == 1 else outer[torch.arange(len(outer))[:, None], index]
+        return _spread(dilated(outer * factor[:, :, 0], stride, 2), out.width)
+    if reads.width == 1:
+        block = gathered(inner, reads.firsts)[:, None]  # (O, 1, U, *k1): what each output reads
+        return _spread(mixed(outer[:, None], block, stride)[:, 0], out.width)
     shape = [(a - 1) * s + c for a, s, c in zip(outer.shape[2:], stride, inner.shape[2:])]
     result = outer.new_zeros(out.outputs, out.width, *shape)
     for rows, middle, sources in _buckets(reads, via):
@@ -179,6 +191,20 @@ def composed(
         index = torch.as_tensor(rows.reshape(-1), device=outer.device)
         result[index, : sources.shape[1]] = part.reshape(-1, sources.shape[1], *shape)
     return result
+
+
+def _copied(reads: Incidence, via: Incidence, inner: Tensor) -> Ints | None:
+    """Where the inner map copies and scales channels: in which order (G, K) each read set now reads.
+
+    None where it does more, or where two reads of one set are of the same input.
+    """
+    if via.width != 1 or reads.width < 2 or any(k != 1 for k in inner.shape[2:]) or (via.sizes != 1).any():
+        return None
+    inputs = np.where(reads.sets < 0, np.iinfo(np.int64).max, via.firsts[reads.sets.clip(0)])
+    order = np.argsort(inputs, axis=1, kind="stable")
+    ordered = np.take_along_axis(inputs, order, 1)
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != np.iinfo(np.int64).max)
+    return None if twice.any() else order
 
 
 def _buckets(reads: Incidence, via: Incidence) -> Iterable[tuple[Ints, Ints, Ints]]:
