@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from repfx.incidence import Incidence, Ints
-from repfx.values import Values, evaluate, gathered, probing, scattered
+from repfx.values import Values, evaluate, gathered, probing, row_wise, scattered
 
 ZEROS = "zeros"
 REMEMBERED = 4096  # structures whose derivations are kept, for the alike blocks of a network
@@ -146,7 +146,8 @@ def scaled(map_: AffineConv, factor: float) -> AffineConv:
 
     def rule(values: Sequence[Values]) -> Values:
         (v,) = values
-        return Values(v.planes * factor, v.bias * factor, tuple(one * factor for one in v.ones))
+        planes = row_wise(v.shape, v.device, lambda part: v.rows(part) * factor)
+        return Values(planes, v.bias * factor, tuple(one * factor for one in v.ones))
 
     return replace(map_, inputs=(map_,), rule=rule, selection=None, uniform=False)
 
@@ -158,7 +159,7 @@ def restrict(map_: AffineConv, start: int, stop: int) -> AffineConv:
 
     def rule(values: Sequence[Values]) -> Values:
         (v,) = values
-        return replace(v, planes=scattered(v.planes, places, incidence.width))
+        return replace(v, given=scattered(v.planes, places, incidence.width))
 
     return replace(
         map_, in_channels=stop - start, incidence=incidence, inputs=(map_,), rule=rule, selection=None, uniform=False
@@ -170,7 +171,7 @@ def linear_part(map_: AffineConv) -> AffineConv:
 
     def rule(values: Sequence[Values]) -> Values:
         (v,) = values
-        return Values(v.planes, torch.zeros_like(v.bias))
+        return Values(v.given, torch.zeros_like(v.bias))
 
     return replace(map_, biased=False, borders=(), inputs=(map_,), rule=rule)
 
@@ -198,12 +199,14 @@ def without_vanishing_borders(map_: AffineConv) -> AffineConv:
 def home(values: Sequence[Values]) -> torch.device:
     """The device to compute on: copies and pads are made on the CPU and follow the weights."""
     cpu = torch.device("cpu")
-    return next((v.planes.device for v in values if v.planes.device != cpu), cpu)
+    return next((v.device for v in values if v.device != cpu), cpu)
 
 
 def moved(values: Sequence[Values]) -> list[Values]:
     """All values on one device."""
     device = home(values)
+    if all(v.device == device for v in values):
+        return list(values)
     return [Values(v.planes.to(device), v.bias.to(device), tuple(o.to(device) for o in v.ones)) for v in values]
 
 

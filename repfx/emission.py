@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import torch
@@ -19,7 +20,10 @@ from repfx.decline import UserError
 from repfx.form import Form, Kind, contiguous, form_of
 from repfx.incidence import Incidence, Ints
 from repfx.modules import EXTENDED, PLAIN, BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
-from repfx.values import Values
+from repfx.values import Rows, Values, row_wise
+
+
+_AT_ONCE = 1 << 18  # numbers computed in float64 at a time: two megabytes, which stay in the cache
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def _copy(indices: Ints, target: Target, dim: int) -> nn.Module:
 def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, path: str) -> nn.Module:
     # rows of the emitted weight: convolution output j computes map output source[j]
     source = np.arange(form.out_channels) if form.order is None else np.argsort(form.order)
-    weight = _grouped_weight(map_, form, values.planes, source)
+    weight = _grouped_weight(map_, form, values, source)
     bias = values.bias[torch.as_tensor(source, device=values.bias.device)]
     if form.kind is Kind.LINEAR:
         linear = nn.Linear(form.in_channels, form.out_channels, bias=form.biased, device="meta")
@@ -103,12 +107,15 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
     return _filled(conv, weight, bias, target, path)
 
 
-def _grouped_weight(map_: AffineConv, form: Form, planes: Tensor, source: Ints) -> Tensor:
+def _grouped_weight(map_: AffineConv, form: Form, values: Values, source: Ints) -> Tensor | Rows:
     """Weight (O, C/groups, *kernel) from planes (O, K, *window), rows in emitted order."""
     window = tuple(slice(f, f + d * (k - 1) + 1, d) for f, d, k in zip(form.first, form.dilation, form.kernel))
-    planes = planes[(slice(None), slice(None), *window)]
-    if form.gather is None and map_.incidence == Incidence.grouped(map_.in_channels, map_.out_channels, form.groups):
-        return planes if form.order is None else planes[torch.as_tensor(source, device=planes.device)]
+    cut = (slice(None), slice(None), *window)
+    as_is = form.gather is None and form.order is None
+    if as_is and map_.incidence == Incidence.grouped(map_.in_channels, map_.out_channels, form.groups):
+        shape = (form.out_channels, form.in_channels // form.groups, *form.kernel)
+        return row_wise(shape, values.device, lambda part: values.rows(part)[cut])
+    planes = values.planes[cut]
     rows = map_.incidence.rows[source]  # (O, K) input channels
     if form.gather is not None:
         rank = np.full(map_.in_channels, -1, dtype=np.int64)
@@ -132,22 +139,37 @@ def _grouped_weight(map_: AffineConv, form: Form, planes: Tensor, source: Ints) 
     return out.index_put((row, where[valid]), chosen[valid])
 
 
-def _filled(module: nn.Module, weight: Tensor, bias: Tensor, target: Target, path: str) -> nn.Module:
+def _filled(module: nn.Module, weight: Tensor | Rows, bias: Tensor, target: Target, path: str) -> nn.Module:
     module.weight = nn.Parameter(_cast(weight, target, path, "weight"))
     if module.bias is not None:
         module.bias = nn.Parameter(_cast(bias, target, path, "bias"))
     return module
 
 
-def _cast(values: Tensor, target: Target, path: str, what: str) -> Tensor:
+def _cast(values: Tensor | Rows, target: Target, path: str, what: str) -> Tensor:
+    """float64 values in the target's dtype; rows are computed and cast a few at a time."""
+    if isinstance(values, Tensor):
+        return _cast_part(values, target, path, what, 0)
+    step = max(1, _AT_ONCE // (prod(values.shape) // values.shape[0]))
+    first = _cast_part(values.read(slice(0, step)), target, path, what, 0)
+    out = torch.empty(values.shape, dtype=first.dtype, device=first.device)
+    if target.channels_last and out.dim() == 4:
+        out = out.contiguous(memory_format=torch.channels_last)
+    out[:step] = first
+    for start in range(step, values.shape[0], step):
+        out[start : start + step] = _cast_part(values.read(slice(start, start + step)), target, path, what, start)
+    return out
+
+
+def _cast_part(values: Tensor, target: Target, path: str, what: str, start: int) -> Tensor:
     out = values.detach().to(device=target.device, dtype=target.dtype)
     if out.device.type != "meta" and target.dtype in (torch.float16, torch.bfloat16):
         lost = torch.isinf(out) & torch.isfinite(values.to(out.device))
         if bool(lost.any()):
-            channel = int(lost.nonzero()[0][0])
+            row = int(lost.nonzero()[0][0])
             raise UserError(
-                f"{path}: the folded {what} of output channel {channel} is "
-                f"{float(values[channel].abs().max()):.3g} and overflows {target.dtype}; "
+                f"{path}: the folded {what} of output channel {start + row} is "
+                f"{float(values[row].detach().abs().max()):.3g} and overflows {target.dtype}; "
                 "convert the model to float32 before fusing"
             )
     if target.channels_last and out.dim() == 4:

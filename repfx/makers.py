@@ -17,7 +17,7 @@ from torch import Tensor
 
 from repfx.affine import ZEROS, AffineConv, Border
 from repfx.incidence import Incidence, Ints
-from repfx.values import Values, dilated
+from repfx.values import Values, dilated, row_wise
 
 
 def from_conv(
@@ -41,8 +41,12 @@ def from_conv(
     kernel = tuple(d * (k - 1) + 1 for k, d in zip(taps, dilation))
 
     def rule(_: Sequence[Values]) -> Values:
-        planes = dilated(weight().double(), dilation, 2)
-        return Values(planes, planes.new_zeros(outputs) if bias is None else bias().double())
+        given = weight()
+        zeros = torch.zeros(outputs, dtype=torch.float64, device=given.device)
+        planes = row_wise(
+            (outputs, width, *kernel), given.device, lambda part: dilated(given[part].double(), dilation, 2)
+        )
+        return Values(planes, zeros if bias is None else bias().double())
 
     return AffineConv(
         in_channels=width * groups,
@@ -209,7 +213,7 @@ def with_borders(map_: AffineConv, terms: Sequence[tuple[tuple[int, ...], tuple[
 
     def rule(values: Sequence[Values]) -> Values:
         (v,) = values
-        return Values(v.planes, v.bias, tuple(taps.double() for _, _, taps in terms))
+        return Values(v.given, v.bias, tuple(taps.double() for _, _, taps in terms))
 
     return replace(map_, inputs=(map_,), rule=rule, borders=borders, biased=True)
 

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repfx.affine import ZEROS, AffineConv, Border, moved, times
+from repfx.affine import ZEROS, AffineConv, Border, home, moved, times
 from repfx.decline import Decline, Reason
 from repfx.incidence import Incidence
-from repfx.values import Values, scattered, shifted
+from repfx.values import Values, row_wise, scattered, shifted
 
 
 def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
@@ -38,19 +38,29 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
 
     def rule(values: Sequence[Values]) -> Values:
         values = moved(values)
-        planes = bias = None
-        for i, v in enumerate(values):
-            own = align(i, v.planes)
-            if not parts[i].incidence.same(incidence):
-                own = scattered(own, parts[i].incidence.positions(incidence), incidence.width)
-            planes = own if planes is None else planes + own
+        places = [
+            None if part.incidence.same(incidence) else part.incidence.positions(incidence) for part in parts
+        ]  # fmt: skip
+        device = home(values)
+
+        def total(rows: slice) -> Tensor:
+            planes = None
+            for i, v in enumerate(values):
+                own, where = align(i, v.rows(rows)), places[i]
+                own = own if where is None else scattered(own, where[rows], incidence.width)
+                planes = own if planes is None else planes + own
+            assert planes is not None
+            return planes
+
+        planes = row_wise((incidence.outputs, incidence.width, *kernel), device, total)
+        bias = None
+        for v in values:
             bias = v.bias if bias is None else bias + v.bias
-        assert planes is not None
         assert bias is not None
         ones = (
             sum(
                 (grown(values[i].ones[j], border, parts[i].borders[j]) for i, j in users),
-                planes.new_zeros(()),
+                bias.new_zeros(()),
             )
             for border, users in zip(borders, sources)
         )

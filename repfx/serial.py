@@ -23,7 +23,7 @@ from torch import Tensor
 from repfx.affine import ZEROS, AffineConv, Border, moved, times
 from repfx.decline import Decline, Reason
 from repfx.parallel import grown, united
-from repfx.values import Values, composed, dilated
+from repfx.values import Values, composed, dilated, row_wise
 
 
 def compose(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:
@@ -42,10 +42,15 @@ def compose(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:
     bordered = [term for term in terms if not all(term.border.free)]
     borders, members = united([[term.border] for term in bordered])
     incidence = outer.incidence.after(inner.incidence)
+    scaling = outer.is_pointwise and outer.in_channels == outer.out_channels and outer.incidence.one_to_one
 
     def rule(values: Sequence[Values]) -> Values:
         v2, v1 = moved(values)
-        planes = composed(v2.planes, outer.incidence, v1.planes, inner.incidence, incidence, inner.stride)
+        if scaling:
+            scale = v2.planes.reshape(-1, 1, *(1 for _ in inner.kernel))
+            planes = row_wise(v1.shape, v1.device, lambda part: v1.rows(part) * scale[part])
+        else:
+            planes = composed(v2.planes, outer.incidence, v1.planes, inner.incidence, incidence, inner.stride)
         bias = v2.bias
         for term in terms:
             if all(term.border.free):

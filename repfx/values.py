@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,13 +43,57 @@ def probing() -> Iterator[None]:
         _PROBING.reset(token)
 
 
+_LARGE = 1 << 16  # planes of more numbers than this are not written down before they are needed
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Planes (O, K, *kernel) that are computed some outputs at a time: `read(slice)`, in float64.
+
+    A folded weight then never exists in float64 as a whole, which saves most of the time and the memory.
+    """
+
+    shape: tuple[int, ...]
+    device: torch.device
+    read: Callable[[slice], Tensor]
+
+
 @dataclass(frozen=True)
 class Values:
-    """planes (O, K, *kernel), bias (O,), one (O, *kernel_i) per border term; all float64."""
+    """planes (O, K, *kernel), bias (O,), one (O, *kernel_i) per border term; all float64.
 
-    planes: Tensor
+    The planes are given as they are or as `Rows`; `planes` writes them down, `rows` only a part of them.
+    """
+
+    given: Tensor | Rows
     bias: Tensor
     ones: tuple[Tensor, ...] = ()
+
+    @cached_property
+    def planes(self) -> Tensor:
+        """All planes, (O, K, *kernel)."""
+        return self.given if isinstance(self.given, Tensor) else self.given.read(slice(None))
+
+    def rows(self, part: slice) -> Tensor:
+        """The planes of some outputs."""
+        written = self.__dict__.get("planes", self.given)
+        return written[part] if isinstance(written, Tensor) else written.read(part)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the planes."""
+        return tuple(self.given.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the planes are."""
+        return self.given.device
+
+
+def row_wise(shape: Sequence[int], device: torch.device, read: Callable[[slice], Tensor]) -> Tensor | Rows:
+    """Planes as rows where they are large, written down where they are small."""
+    rows = Rows(tuple(shape), device, read)
+    return rows if prod(rows.shape) > _LARGE else read(slice(None))
 
 
 class Expression(Protocol):

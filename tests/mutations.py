@@ -166,8 +166,8 @@ MUTANTS = (
     Mutant(
         "factor-misses-the-bias",
         "repfx/affine.py",
-        "Values(v.planes * factor, v.bias * factor,",
-        "Values(v.planes * factor, v.bias,",
+        "Values(planes, v.bias * factor,",
+        "Values(planes, v.bias,",
     ),
     Mutant(
         "pool-ignores-its-divisor",
