@@ -18,7 +18,19 @@ from repfx.decline import Decline, Reason
 from repfx.form import form_of
 from repfx.lifting import Context, lift
 from repfx.lifting.context import place_of
-from repfx.ops import Affine, Alias, Concat, Constant, Input, Op, Opaque, Sum, affine_sources
+from repfx.ops import (
+    Affine,
+    Alias,
+    Concat,
+    Constant,
+    Input,
+    Normalised,
+    Op,
+    Opaque,
+    Resampling,
+    Sum,
+    affine_sources,
+)
 from repfx.shapes import Shapes
 
 _LOOK_THROUGH = 24  # operations between a value and the understood operation that they prepare
@@ -67,7 +79,9 @@ class LiftedGraph:
     def _updated(self, op: Op) -> Op:
         now, renamed = self.current, self._renamed
         match op:
-            case Affine(source=source) | Alias(source=source) if source in renamed:
+            case Affine(source=source) | Alias(source=source) | Resampling(source=source) if source in renamed:
+                return replace(op, source=now(source))
+            case Normalised(source=source) if source in renamed:
                 return replace(op, source=now(source))
             case Sum(terms=terms) if any(t in renamed for t, _ in terms):
                 return replace(op, terms=tuple((now(t), factor) for t, factor in terms))
@@ -98,7 +112,7 @@ class LiftedGraph:
 
     def is_affine(self, node: fx.Node) -> bool:
         """Whether a node is an affine function of other values."""
-        return not isinstance(self.ops[node], Constant | Input | Opaque)
+        return not isinstance(self.ops[node], Constant | Input | Resampling | Normalised | Opaque)
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
         """Nodes that use this value.
@@ -172,6 +186,8 @@ class LiftedGraph:
                 return "cat"
             case Alias():
                 return "no-op"
+            case Normalised():
+                return "norm scale"
             case Affine(axes=axes):
                 map_ = self.map_of(node, axes or 0) if axes is not None else None
                 if isinstance(map_, AffineConv) and map_.selection is not None:
@@ -196,7 +212,7 @@ class LiftedGraph:
         """Refusals of the lifting."""
         for node in self.graph.nodes:
             op = self.ops.get(node)
-            if isinstance(op, Opaque) and op.decline is not None and node.users:
+            if isinstance(op, Opaque | Resampling) and op.decline is not None and node.users:
                 yield op.decline
 
 

@@ -41,7 +41,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.graph",
         "repfx.regions",
     ),
-    "deciding": ("repfx.cost", "repfx.objective", "repfx.protocol"),
+    "deciding": ("repfx.cost", "repfx.objective", "repfx.protocol", "repfx.absorbing"),
     "passes": ("passes",),
     "writing": ("repfx.emission", "repfx.verification", "repfx.equivalence", "repfx.rewriting"),
     "composing": ("repfx.compiler", "repfx"),
