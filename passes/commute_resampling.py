@@ -24,7 +24,7 @@ from repfx.decline import Decline, Reason
 from repfx.form import Kind, form_of
 from repfx.graph import LiftedGraph
 from repfx.ops import Affine, Resampling, Resolution, Sum
-from repfx.protocol import Apply, Expr, Proposal, Ref, Then, Through
+from repfx.protocol import Apply, Expr, Proposal, Ref, Through
 from repfx.regions import applied
 
 _NOT_MORE = (Resolution.LOWER, Resolution.SAME)
@@ -195,7 +195,7 @@ def _pointwise(
 ) -> AffineConv | None:
     """The map of a node, if it is per-pixel and no copy."""
     op = lifted.op(node) if lifted.alive(node) else None
-    if not isinstance(op, Affine | Sum) or (channels is None and isinstance(op, Sum)):
+    if not isinstance(op, Affine | Sum):
         return None
     map_ = map_over(lifted, node, source, axes, channels)
     if isinstance(map_, Decline) or not map_.is_pointwise or map_.borders or map_.selection is not None:

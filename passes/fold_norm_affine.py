@@ -62,4 +62,6 @@ def _absorbed(lifted: LiftedGraph, node: fx.Node, op: Normalised) -> Absorption 
         if isinstance(found, Absorption):
             return found
         refused = refused or found
-    return refused or Decline(Reason.UNKNOWN_FACT, "scales a value whose rank is not known", remedy="pass example_inputs")
+    return refused or Decline(
+        Reason.UNKNOWN_FACT, "scales a value whose rank is not known", remedy="pass example_inputs"
+    )

@@ -68,13 +68,17 @@ def absorbed(lifted: LiftedGraph, value: fx.Node, axes: int, map_: AffineConv, b
     return found
 
 
-def map_over(lifted: LiftedGraph, node: fx.Node, source: fx.Node, axes: int, channels: int) -> AffineConv | Decline:
+def map_over(
+    lifted: LiftedGraph, node: fx.Node, source: fx.Node, axes: int, channels: int | None
+) -> AffineConv | Decline:
     """The map that `node` is of `source`, over this many spatial axes."""
     match lifted.op(node) if lifted.alive(node) and node.op != "output" else None:
         case Affine(source=read, axes=own, build=build) if read is source and own in (None, axes):
             map_ = build(axes, channels)
             return map_.at(lifted.place(node)) if isinstance(map_, Decline) else map_
         case Sum(terms=((read, factor),), shift=shift) if read is source:
+            if channels is None:
+                return lifted.unknown_channels(node)
             map_ = scaled(identity(channels, axes), factor)
             return shifted_by(map_, shift) if shift else map_
         case _:

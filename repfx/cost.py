@@ -73,6 +73,8 @@ def cost_as_written(map_: AffineConv) -> Cost:
     """Cost of the operation that the user wrote: a crop or a pad is a copy, a pooling multiplies nothing."""
     if map_.uniform:
         return Cost(heavy=1)
+    if map_.is_identity:
+        return Cost(light=1)  # an operation nevertheless, if only a view
     if map_.incidence.is_depthwise and all(k == 1 for k in map_.kernel) and not map_.borders and not map_.is_pointwise:
         return Cost(light=1)
     return cost_of_map(map_)

@@ -261,10 +261,10 @@ class Shapes:
                 return tuple(sizes)
             case "squeeze":
                 dims = _argument(node, 1, "dim", None)
-                gone = (dims,) if isinstance(dims, int) else dims
-                if not isinstance(gone, tuple | list) or any(given[d] is None for d in gone):
+                squeezed = (dims,) if isinstance(dims, int) else dims
+                if not isinstance(squeezed, tuple | list) or any(given[d] is None for d in squeezed):
                     return None
-                gone = {d % len(given) for d in gone if given[d] == 1}
+                gone = {d % len(given) for d in squeezed if given[d] == 1}
                 return tuple(s for i, s in enumerate(given) if i not in gone)
             case "select":
                 dim = _argument(node, 1, "dim", None)

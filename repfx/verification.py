@@ -278,9 +278,10 @@ def _facts(
         op = lifted.op(reader)
         if isinstance(op, Normalised) and op.source is node:
             return len(shape) if shape is not None else 4 if op.first else 3, op.channels, op.first
-    if shape is None or len(shape) < 2 or shape[1] is None:
-        return None
-    return len(shape), shape[1], True
+    if shape is not None and len(shape) > 1 and shape[1] is not None:
+        return len(shape), shape[1], True
+    measured = asked is None and not any(user in region for user in node.users)
+    return (4, 1, True) if measured else None  # nothing but a size of it is read
 
 
 def _strides(lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> dict[fx.Node, int]:

@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.functional",
         "repfx.inplace",
         "repfx.dead",
+        "repfx.sizes",
         "repfx.islands",
         "repfx.capture",
         "repfx.constants",

@@ -161,10 +161,12 @@ def _pool(
         return Opaque(inputs=(source,) if isinstance(source, fx.Node) else ())
     if all(k == 1 for k in sizes) and all(s == 1 for s in steps) and not any(pads):
         return Alias(source)
-    if ceil or (not count and any(pads)):
+    fact = ""
+    if not count and any(pads):
+        fact = "divides by the number of pixels inside (count_include_pad=False)"
+    if ceil:
         fact = "averages over clipped windows at the border (ceil_mode)"
-        if not ceil:
-            fact = "divides by the number of pixels inside (count_include_pad=False)"
+    if fact:
         declined = context.declined(node, fact).decline
         if divisor is not None or (count and any(pads)):
             return Opaque(declined, (source,))  # some rows do not sum to one

@@ -18,21 +18,14 @@ from torch import fx, nn
 from repfx.lifting import arithmetic, rearranging, reshaping
 from repfx.lifting.context import Context, argument
 from repfx.ops import Alias, Op, Opaque, Resampling, Resolution
+from repfx.sizes import batches, size_read
 
 Rule = Callable[[fx.Node, Context], Op | None]
 _SPATIAL = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}
 _NEAREST = ("nearest", "nearest-exact", "area")
-_LOOK_BACK = 64
-_BATCHED = (
-    nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.Identity,
-    nn.modules.dropout._DropoutNd, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid,
-    nn.LeakyReLU, nn.PReLU, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
-)  # fmt: skip
 
 
-def _resampled(
-    source: fx.Node, views: Mapping[int, int], resolution: Resolution, *, first: bool
-) -> Resampling | None:
+def _resampled(source: fx.Node, views: Mapping[int, int], resolution: Resolution, *, first: bool) -> Resampling | None:
     return Resampling(source, dict(views).get, resolution, first) if views else None
 
 
@@ -179,7 +172,8 @@ def _permuted(source: object, order: Sequence[int]) -> Op | None:
 def _permute(node: fx.Node, context: Context) -> Op | None:
     dims = argument(node, 1, "dims")
     order = dims if isinstance(dims, tuple | list) else node.args[1:]
-    return _permuted(node.args[0], list(order)) if order and all(isinstance(d, int) for d in order) else None
+    numbers = [d for d in order if isinstance(d, int)]
+    return _permuted(node.args[0], numbers) if numbers and len(numbers) == len(order) else None
 
 
 def _transpose(node: fx.Node, context: Context) -> Op | None:
@@ -272,21 +266,13 @@ def _keeps(size: object, source: fx.Node, axis: int, context: Context) -> bool:
     """Whether `size` is source.shape[axis] for every input."""
     if isinstance(size, int):
         return size > 0 and size == context.structure.size(source, axis)
-    read = reshaping.size_read(size)
+    read = size_read(size)
     if read is None or read[1] != axis:
         return False
-    return read[0] is source or (axis == 0 and not _batches(read[0], context).isdisjoint(_batches(source, context)))
-
-
-def _batches(node: fx.Node, context: Context) -> set[fx.Node]:
-    """Values before this one, itself included, that certainly have the same batch size."""
-    out = {node}
-    while len(out) < _LOOK_BACK and node.op == "call_module" and isinstance(context.module(node), _BATCHED):
-        if not node.args or not isinstance(node.args[0], fx.Node):
-            break
-        node = node.args[0]
-        out.add(node)
-    return out
+    if axis > 0 or read[0] is source:
+        return read[0] is source
+    same = batches(source, context.root, context.whole)
+    return any(value in same for value in batches(read[0], context.root, context.whole))
 
 
 def _else(first: Rule, second: Rule) -> Rule:

@@ -23,6 +23,7 @@ from repfx.incidence import Ints
 from repfx.lifting.context import Context, argument
 from repfx.lifting.rearranging import selected
 from repfx.ops import Affine, Concat, Op
+from repfx.sizes import size_read
 
 _PROBED = range(1, 33)  # input sizes tried; sizes are quasi-linear in them with a period of a few strides
 
@@ -138,23 +139,6 @@ def _is_size_of(size: object, value: fx.Node, axis: int, context: Context) -> bo
     if base is None or base[1] != axis:
         return False
     return base[0] is value or axis == 0 or (_same_size(base[0], value, context))
-
-
-def size_read(size: object) -> tuple[fx.Node, int] | None:
-    """(value, axis) of `value.shape[axis]`, `value.size(axis)` or an unpacked shape."""
-    if not isinstance(size, fx.Node):
-        return None
-    if size.op == "call_method" and size.target == "size" and len(size.args) == 2:
-        value, axis = size.args
-        return (value, axis) if isinstance(value, fx.Node) and isinstance(axis, int) else None
-    if size.target is operator.getitem and isinstance(size.args[0], fx.Node) and isinstance(size.args[1], int):
-        shape = size.args[0]
-        reads = (shape.target is getattr and shape.args[1] == "shape") or (
-            shape.target == "size" and len(shape.args) == 1
-        )
-        if reads and isinstance(shape.args[0], fx.Node):
-            return shape.args[0], size.args[1]
-    return None
 
 
 def known_size(size: object, context: Context) -> int | None:
