@@ -71,8 +71,8 @@ def _forward(rule: str, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal
         yield found.at(lifted.place(node))
         return
     dense = form_of(map_).kind is not Kind.SCALE
-    if dense and found.resolution is Resolution.HIGHER and found.pointwise:
-        return  # at the lower resolution it costs less
+    if dense and found.resolution in _NOT_FEWER and found.pointwise and len(found.replacements) == 1:
+        return  # better backward: at a lower resolution it costs less, at the same one it stays where it was
     allowed = found.macs + (form_of(map_).macs if found.resolution in _NOT_MORE else 0)
     if found.merged_macs > allowed:
         yield _grows(found.merged_macs, allowed, lifted.place(found.replacements[-1][0]))
