@@ -139,7 +139,7 @@ def test_a_convolutional_head_takes_what_follows_the_flattening() -> None:
     )  # fmt: skip
     _, fused = compiled(model, 4, **ALONE)
     found = left(fused, 4)
-    assert (found.convolutions, found.linears, found.batch_norms, found.muls) == (1, 1, 0, 0)
+    assert (found.convolutions, found.batch_norms, found.muls) == (2, 0, 0)
 
 
 def test_linear_maps_of_tokens_and_layouts() -> None:
@@ -241,16 +241,16 @@ def test_other_reductions_keep_the_norm(reduce: Callable[[Tensor], Tensor]) -> N
     assert left(fused, 4, (4, 4)).batch_norms == 1
 
 
-def test_a_view_that_cuts_the_batch_is_no_flattening() -> None:
-    """(B 2, 4, 1, 1) as (B, 2 4): both halves of the batch stand side by side."""
+def test_a_view_that_cuts_the_batch_keeps_no_channels() -> None:
+    """(2 B, 8, 1, 1) as (B, 8, 2): the second axis is as long as before, and is another one."""
 
     def run(s: Net, x: Tensor) -> Tensor:
         frames = torch.cat([x, x * 2], 0)
-        return s.n(s.p(s.a(frames)).view(x.shape[0], -1))
+        return s.n(s.a(s.p(frames)).view(x.shape[0], 8, 2))
 
-    model = Net(run, a=conv(4, 4, 1), p=nn.AdaptiveAvgPool2d(1), n=nn.BatchNorm1d(8))
+    model = Net(run, a=conv(4, 8, 1), p=nn.AdaptiveAvgPool2d(1), n=nn.BatchNorm1d(8))
     _, fused = compiled(model, 4, example=(4, 4))
-    assert left(fused, 4).convolutions == 1
+    assert left(fused, 4).batch_norms == 1
 
 
 def test_one_pixel_by_the_example_alone_is_no_fact() -> None:
