@@ -100,6 +100,10 @@ class _Row:
             expr = Through(node, expr, op.resolution.density)
         return expr
 
+    def passes(self, map_: AffineConv, lifted: LiftedGraph) -> bool:
+        """Whether the whole row accepts what is on the other side of this map."""
+        return all(isinstance(op := lifted.op(node), Resampling) and op.passes(map_) for node in self.nodes)
+
     def unseen(self, axes: int, lifted: LiftedGraph) -> int | None:
         """Spatial axes of the source where the last value has `axes`."""
         seen: int | None = axes
@@ -146,14 +150,21 @@ def _backward(rule: str, lifted: LiftedGraph, row: _Row) -> Iterator[Proposal | 
         return
     channels = lifted.channels(last, axes) or lifted.channels(row.source, before)
     outer = _pointwise(lifted, sink, last, axes, channels)
-    if outer is None:
+    mergeable = isinstance(first, Affine) and first.axes in (None, before)
+    movable = row.resolution is Resolution.HIGHER and outer is not None and _mixes(outer)
+    if outer is None or not (mergeable or movable):
         return
-    if isinstance(first, Affine) and first.axes in (None, before):
+    if not row.passes(outer, lifted):
+        fact = "follows a view that names the number of channels, which would change"
+        yield Decline(Reason.NOT_EXACT, fact, lifted.place(sink), "flatten instead, or view with -1")
+        return
+    if mergeable:
+        assert isinstance(first, Affine)
         merged = yield from _merged(lifted, row, sink, outer, before)
         if merged is not None:
             expr = row.through(Apply(merged, first.source), lifted)
             yield Proposal(rule, ((sink, expr),), (sink, *row.nodes, row.source))
-    if lifted.alive(sink) and lifted.alive(last) and row.resolution is Resolution.HIGHER and _mixes(outer):
+    if movable and lifted.alive(sink) and lifted.alive(last):
         moved = Apply(over(outer, before), row.source)
         yield Proposal(rule, ((sink, row.through(moved, lifted)),), (sink, *row.nodes))
 

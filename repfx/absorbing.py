@@ -43,10 +43,11 @@ def absorbed(lifted: LiftedGraph, value: fx.Node, axes: int, map_: AffineConv, b
         node, seen, expr, resolution = work.pop()
         for user in node.users:
             op = lifted.op(user) if lifted.alive(user) and user.op != "output" else None
-            if isinstance(op, Resampling) and op.source is node and list(user.all_input_nodes).count(node) == 1:
+            if isinstance(op, Resampling) and op.source is node:
                 after = op.view(seen)
-                if after is None:
-                    return _stuck(lifted, user)
+                if after is None or not op.passes(map_):
+                    fact = f"is read by {lifted.place(user)}, which mixes the channels or names their number"
+                    return Decline(Reason.NOT_EXACT, fact)
                 found.between.append(user)
                 total = resolution.then(op.resolution)
                 found.resolution = found.resolution.then(op.resolution)

@@ -109,14 +109,20 @@ class Resampling:
     pooling that divides by what it sees, a mean over axes, a selection of one position, and (R a mere
     reordering) transposing, flattening, squeezing.  `view(n)` is the number of spatial axes of the value
     where the source is seen over n of them, None where R would mix channels seen so.  `first`: a channel
-    order along axis 1 passes through to axis 1.  `decline` says why R itself is no convolution.
+    order along axis 1 passes through to axis 1.  `pinned`: the operation names the number of channels, so
+    only maps that keep it may pass.  `decline` says why R itself is no convolution.
     """
 
     source: fx.Node
     view: Callable[[int], int | None] = field(repr=False)
     resolution: Resolution = Resolution.UNKNOWN
     first: bool = False
+    pinned: bool = False
     decline: Decline | None = None
+
+    def passes(self, map_: AffineConv) -> bool:
+        """Whether the operation accepts what is on the other side of this map."""
+        return not self.pinned or map_.in_channels == map_.out_channels
 
     def unseen(self, axes: int) -> int | None:
         """Number of spatial axes of the source where the value has this many."""

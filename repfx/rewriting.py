@@ -186,10 +186,11 @@ class Engine:
         lifted.ops[new] = replace(op, source=value)
         known, given = lifted.context.shapes.of(node), lifted.context.shapes.of(value)
         if known is not None:
-            before = next((n for n in range(1, 4) if op.view(n) is not None), 0)
-            axis = 1 if op.view(before) else -1  # where the channels of the new value are
             sizes = list(known)
-            sizes[axis] = None if given is None else given[1 if before else -1]
+            for before in range(4):  # the channels are axis 1 where there are spatial axes, else the last
+                after = op.view(before)
+                if after is not None:
+                    sizes[1 if after else -1] = None if given is None else given[1 if before else -1]
             known = tuple(sizes)
         lifted.context.shapes.set(new, known)
         return new
@@ -236,8 +237,8 @@ def values_of(expr: Expr) -> Iterable[fx.Node]:
                 yield from values_of(value)
         case Through(value=value) | Then(value=value):
             yield from values_of(value)
-        case Plain():
-            return  # it reads what the normalisation reads
+        case Plain(node=node):
+            yield from node.all_input_nodes[:1]
 
 
 def maps_of(expr: Expr) -> Iterable[AffineConv]:

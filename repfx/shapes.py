@@ -210,6 +210,7 @@ class Shapes:
             "cat",
             "concat",
             "stack",
+            "index_select",
             "squeeze",
             "unsqueeze",
         ):
@@ -236,6 +237,9 @@ class Shapes:
         given = self.of(first) if isinstance(first, fx.Node) else None
         if name in ("cat", "concat", "stack"):
             return self._joined(node, name)
+        if name == "permute" and given is None:
+            order = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
+            return (None,) * len(order) or None
         if given is None:
             return None
         match name:
@@ -266,6 +270,12 @@ class Shapes:
                     return None
                 gone = {d % len(given) for d in squeezed if given[d] == 1}
                 return tuple(s for i, s in enumerate(given) if i not in gone)
+            case "index_select":
+                dim, index = _argument(node, 1, "dim", None), _argument(node, 2, "index", None)
+                size = self._constant(index) if isinstance(index, fx.Node) else None
+                if not isinstance(dim, int):
+                    return None
+                return tuple((size[0] if size else None) if i == dim % len(given) else s for i, s in enumerate(given))
             case "select":
                 dim = _argument(node, 1, "dim", None)
                 return tuple(s for i, s in enumerate(given) if i != dim % len(given)) if isinstance(dim, int) else None

@@ -26,6 +26,8 @@ _BATCHED = (
     nn.GELU, nn.SiLU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.PReLU, nn.AvgPool2d, nn.MaxPool2d,
     nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
 )  # fmt: skip
+_TAKES_BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CHANGES_CHANNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _BATCHED_FUNCTIONS = (*_NORM_FUNCTIONS, F.relu, F.gelu, F.silu, torch.relu, torch.sigmoid, F.adaptive_avg_pool2d)
 
 
@@ -66,11 +68,17 @@ def read_sizes_early(graph: fx.Graph, root: nn.Module, whole: set[str]) -> None:
 
 
 def batches(node: fx.Node, root: nn.Module, whole: set[str]) -> list[fx.Node]:
-    """This value and those before it that certainly have the same batch size, the nearest first."""
-    out = [node]
+    """This value and those before it that certainly have the same batch size, the nearest first.
+
+    Axis 0 of a convolution or Linear is the batch if there is one.  A batch norm among them says so.
+    """
+    out, unsure, proved = [node], 0, False
     while (before := _before(out[-1], root, whole, _BATCHED, _BATCHED_FUNCTIONS)) is not None:
+        kind = type(root.get_submodule(str(out[-1].target))) if out[-1].op == "call_module" else None
+        proved |= kind in _TAKES_BATCHES
+        unsure = unsure or (len(out) if kind in _CHANGES_CHANNELS else 0)
         out.append(before)
-    return out
+    return out if proved or not unsure else out[:unsure]
 
 
 def _batch(value: fx.Node, root: nn.Module, whole: set[str]) -> fx.Node:

@@ -287,6 +287,12 @@ MUTANTS = (
         "merged = applied(outer, over(map_, seen))",
         "merged = outer if seen != axes else applied(outer, over(map_, seen))",
     ),
+    Mutant(
+        "views-that-name-channels-move",
+        "repfx/ops.py",
+        "return not self.pinned or map_.in_channels == map_.out_channels",
+        "return True",
+    ),
     Mutant("norm-keeps-its-scale-too", "repfx/rewriting.py", "function, arguments = op.plain", "return node"),
     # --- repfx/regions.py, repfx/rewriting.py, repfx/constants.py
     Mutant(

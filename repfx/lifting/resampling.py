@@ -25,8 +25,10 @@ _SPATIAL = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}
 _NEAREST = ("nearest", "nearest-exact", "area")
 
 
-def _resampled(source: fx.Node, views: Mapping[int, int], resolution: Resolution, *, first: bool) -> Resampling | None:
-    return Resampling(source, dict(views).get, resolution, first) if views else None
+def _resampled(
+    source: fx.Node, views: Mapping[int, int], resolution: Resolution, *, first: bool, pinned: bool = False
+) -> Resampling | None:
+    return Resampling(source, dict(views).get, resolution, first, pinned) if views else None
 
 
 def _spatial(source: object, axes: int | None, resolution: Resolution) -> Op | None:
@@ -252,14 +254,15 @@ def _reshape(node: fx.Node, context: Context) -> Op | None:
         return None
     batch = _keeps(sizes[0], source, 0, context)
     vectors = len(sizes) == 2 and _one_pixel(source, context)
+    pinned = list(sizes[1:]) != [-1]
     if vectors and (batch or (sizes[0] == -1 and _keeps(sizes[1], source, 1, context))):
-        return _resampled(source, {rank - 2: 0}, Resolution.SAME, first=True)
+        return _resampled(source, {rank - 2: 0}, Resolution.SAME, first=True, pinned=pinned)
     views = {}
     if batch and _keeps(sizes[1], source, 1, context):
         views[rank - 2] = len(sizes) - 2
     if rank > 2 and (batch or sizes[0] == -1) and _keeps(sizes[-1], source, rank - 1, context):
         views[0] = 0
-    return _resampled(source, views, Resolution.SAME, first=rank - 2 in views)
+    return _resampled(source, views, Resolution.SAME, first=rank - 2 in views, pinned=True)
 
 
 def _keeps(size: object, source: fx.Node, axis: int, context: Context) -> bool:

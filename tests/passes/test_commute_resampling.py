@@ -253,6 +253,25 @@ def test_a_view_that_cuts_the_batch_keeps_no_channels() -> None:
     assert left(fused, 4).batch_norms == 1
 
 
+def test_a_view_that_names_the_channels_keeps_their_number() -> None:
+    def model(flat: Callable[[Tensor], Tensor]) -> Net:
+        parts = {"a": conv(4, 6), "n": BN(6), "b": nn.Conv1d(6, 3, 1)}
+        return Net(lambda s, x: s.b(flat(s.n(s.a(x)))), **parts)
+
+    views = {
+        "names": (lambda y: y.view(y.size(0), 6, -1), 2),
+        "names none": (lambda y: y.flatten(2), 1),
+    }
+    for flat, maps in views.values():
+        _, fused = compiled(model(flat), 4)
+        assert left(fused, 4).convolutions == maps
+        if maps == 2:
+            assert_declined(fused, Reason.NOT_EXACT, "b", "follows a view that names the number of channels")
+    parts = {"a": conv(4, 6), "m": BN(6), "n": nn.BatchNorm1d(6)}
+    _, fused = compiled(Net(lambda s, x: s.n(s.m(s.a(x)).view(x.size(0), 6, -1)), **parts), 4)  # a scale keeps it
+    assert (left(fused, 4).convolutions, left(fused, 4).batch_norms) == (1, 0)
+
+
 def test_one_pixel_by_the_example_alone_is_no_fact() -> None:
     """A flattened 1x1 map of the example input is a larger one for others."""
     model = Net(lambda s, x: s.a(x).flatten(1) * 2 + 1, a=conv(4, 3, 2, 0, stride=2))
