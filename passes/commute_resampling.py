@@ -149,6 +149,9 @@ def _backward(rule: str, lifted: LiftedGraph, row: _Row) -> Iterator[Proposal | 
     if axes is None or before is None:
         return
     channels = lifted.channels(last, axes) or lifted.channels(row.source, before)
+    if channels is None and isinstance(first, Affine):
+        made = first.build(before, lifted.channels(first.source, before))
+        channels = made.out_channels if isinstance(made, AffineConv) else None
     outer = _pointwise(lifted, sink, last, axes, channels)
     mergeable = isinstance(first, Affine) and first.axes in (None, before)
     movable = row.resolution is Resolution.HIGHER and outer is not None and _mixes(outer)
