@@ -5,7 +5,9 @@ from passes.carry_permutations import CarryPermutations
 from passes.collapse_chains import CollapseChains
 from passes.collapse_concats import CollapseConcats
 from passes.collapse_sums import CollapseSums
+from passes.commute_resampling import CommuteResampling
 from passes.drop_noops import DropNoops
+from passes.fold_norm_affine import FoldNormAffine
 from passes.fold_scales import FoldScales
 from passes.merge_siblings import MergeSiblings
 from repfx.protocol import Pass
@@ -17,6 +19,8 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     CollapseSums(),
     AverageHeads(),
     CollapseConcats(),
+    CommuteResampling(),
+    FoldNormAffine(),
     MergeSiblings(),
     CarryPermutations(),
 )

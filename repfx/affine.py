@@ -176,6 +176,31 @@ def linear_part(map_: AffineConv) -> AffineConv:
     return replace(map_, biased=False, borders=(), inputs=(map_,), rule=rule)
 
 
+def over(map_: AffineConv, axes: int) -> AffineConv:
+    """A per-pixel map over another number of spatial axes: a 1x1 convolution as a Linear, and back."""
+    if not map_.is_pointwise or map_.borders:
+        raise AssertionError("only a per-pixel map means the same over any axes")
+    if map_.axes == axes:
+        return map_
+
+    def rule(values: Sequence[Values]) -> Values:
+        (v,) = values
+        return Values(v.planes.reshape(*v.planes.shape[:2], *(1,) * axes), v.bias)
+
+    return replace(
+        map_,
+        kernel=(1,) * axes,
+        before=(0,) * axes,
+        stride=(1,) * axes,
+        extent=(-1,) * axes,
+        multiple=(1,) * axes,
+        padding_mode=ZEROS,
+        support=np.ones((1,) * axes, bool),
+        inputs=(map_,),
+        rule=rule,
+    )
+
+
 def without_vanishing_borders(map_: AffineConv) -> AffineConv:
     """The map without border terms that are zero whatever the weights are.
 

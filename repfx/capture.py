@@ -23,6 +23,7 @@ from repfx.decline import TrainingModeError
 from repfx.inplace import MutableProxy, SizedParameterProxy, functionalize
 from repfx.modules import EMITTED
 from repfx.report import Island
+from repfx.sizes import read_sizes_early
 
 Exclusion = Sequence[str | type]
 
@@ -76,6 +77,7 @@ def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
             continue
         functionalize(graph, shell)
         remove_guards(graph)
+        read_sizes_early(graph, shell, whole)
         used = {node.target for node in graph.nodes if node.op == "call_module"}
         return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded)
 

@@ -19,7 +19,7 @@ from repfx.affine import AffineConv, scaled, take, without_vanishing_borders
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph
 from repfx.makers import identity, pointwise
-from repfx.ops import Affine, Alias, Concat, Constant, Input, Opaque, Sum
+from repfx.ops import Affine, Alias, Concat, Constant, Input, Normalised, Opaque, Resampling, Sum
 from repfx.parallel import add, concat
 from repfx.serial import compose
 
@@ -189,7 +189,7 @@ def _step(lifted: LiftedGraph, node: fx.Node, maps: Mapping[fx.Node, AffineConv]
             if isinstance(joined, Decline) or order is None:
                 return joined
             return take(joined, order)
-        case Constant() | Input() | Opaque():
+        case Constant() | Input() | Resampling() | Normalised() | Opaque():
             return Decline(Reason.NOT_EXACT, "is no affine function of the fork")
 
 

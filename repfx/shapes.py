@@ -147,7 +147,7 @@ class Shapes:
         given = self.of(source) if isinstance(source, fx.Node) else None
         match module:
             case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-                return (None, module.out_channels, *(None,) * len(module.kernel_size))
+                return (None, module.out_channels, *_convolved(given, module))
             case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
                 return (None, module.out_channels, *(None,) * len(module.kernel_size))
             case nn.Linear():
@@ -195,10 +195,11 @@ class Shapes:
             return None if given is None else (*given[:2], *(None,) * (len(given) - 2))
         if name in ("boolean_dispatch", "_max_pool2d", "fn"):
             return None if given is None else (*given[:2], *(None,) * (len(given) - 2))
-        if name == "adaptive_avg_pool2d":
-            out = _argument(node, 1, "output_size", None)
-            sizes = (out, out) if isinstance(out, int) else tuple(out) if isinstance(out, tuple) else (None, None)
-            return None if given is None else (*given[:-2], *sizes)
+        if name in ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"):
+            out, axes = _argument(node, 1, "output_size", None), int(name[-2])
+            sizes = (out,) * axes if isinstance(out, int) else tuple(out) if isinstance(out, tuple | list) else ()
+            known = [s if isinstance(s, int) else None for s in sizes or (None,) * axes]
+            return None if given is None else (*given[:-axes], *(known * axes if len(known) == 1 else known))
         if name in (
             "flatten",
             "mean",
@@ -209,6 +210,8 @@ class Shapes:
             "cat",
             "concat",
             "stack",
+            "index_select",
+            "squeeze",
             "unsqueeze",
         ):
             return self._rearranged(node, name)
@@ -234,6 +237,9 @@ class Shapes:
         given = self.of(first) if isinstance(first, fx.Node) else None
         if name in ("cat", "concat", "stack"):
             return self._joined(node, name)
+        if name == "permute" and given is None:
+            order = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
+            return (None,) * len(order) or None
         if given is None:
             return None
         match name:
@@ -257,6 +263,22 @@ class Shapes:
                 a, b = node.args[1], node.args[2]
                 sizes[a], sizes[b] = sizes[b], sizes[a]  # type: ignore[index]
                 return tuple(sizes)
+            case "squeeze":
+                dims = _argument(node, 1, "dim", None)
+                squeezed = (dims,) if isinstance(dims, int) else dims
+                if not isinstance(squeezed, tuple | list) or any(given[d] is None for d in squeezed):
+                    return None
+                gone = {d % len(given) for d in squeezed if given[d] == 1}
+                return tuple(s for i, s in enumerate(given) if i not in gone)
+            case "index_select":
+                dim, index = _argument(node, 1, "dim", None), _argument(node, 2, "index", None)
+                size = self._constant(index) if isinstance(index, fx.Node) else None
+                if not isinstance(dim, int):
+                    return None
+                return tuple((size[0] if size else None) if i == dim % len(given) else s for i, s in enumerate(given))
+            case "select":
+                dim = _argument(node, 1, "dim", None)
+                return tuple(s for i, s in enumerate(given) if i != dim % len(given)) if isinstance(dim, int) else None
             case "unsqueeze":
                 dim = _argument(node, 1, "dim", 0)
                 place = dim % (len(given) + 1)
@@ -351,6 +373,16 @@ def part_sizes(node: fx.Node, total: int | None) -> list[int] | None:
         return None
     size = -(-total // wish) if name == "chunk" else wish
     return [min(size, total - start) for start in range(0, total, size)]
+
+
+def _convolved(given: Shape, module: Any) -> tuple[int | None, ...]:
+    """Spatial sizes of a convolution's output, where those of its input are known."""
+    axes = len(module.kernel_size)
+    plain = type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+    if given is None or len(given) != axes + 2 or isinstance(module.padding, str) or not plain:
+        return (None,) * axes
+    rows = zip(given[2:], module.kernel_size, module.stride, module.padding, module.dilation)
+    return tuple(None if h is None else (h + 2 * p - d * (k - 1) - 1) // s + 1 for h, k, s, p, d in rows)
 
 
 def _axes_in_name(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> int:

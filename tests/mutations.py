@@ -250,6 +250,50 @@ MUTANTS = (
         "_sub: Rule = lambda node, context: _sum(node, context, 1.0)",
     ),
     Mutant("mean-is-sum", "repfx/lifting/arithmetic.py", "weight = 1.0 / len(values) if mean else 1.0", "weight = 1.0"),
+    Mutant(
+        "clipped-padding-sums-to-one",
+        "repfx/lifting/convolutions.py",
+        "if divisor is not None or (count and any(pads)):",
+        "if divisor is not None:",
+    ),
+    # --- repfx/lifting/resampling.py, repfx/absorbing.py
+    Mutant(
+        "one-pixel-by-the-example",
+        "repfx/lifting/resampling.py",
+        "    shape = context.structure.of(source)\n    return shape is not None and len(shape) > 2",
+        "    shape = context.shapes.of(source)\n    return shape is not None and len(shape) > 2",
+    ),
+    Mutant(
+        "mean-over-channels-is-a-resampling",
+        "repfx/lifting/resampling.py",
+        "if 1 not in gone and rank > 2:",
+        "if rank > 2:",
+    ),
+    Mutant(
+        "any-batch-is-the-batch",
+        "repfx/lifting/resampling.py",
+        "return any(value in same for value in batches(read[0], context.root, context.whole))",
+        "return True",
+    ),
+    Mutant(
+        "resampled-value-is-the-old-one",
+        "repfx/rewriting.py",
+        "lambda n: value if n is op.source else n",
+        "lambda n: n",
+    ),
+    Mutant(
+        "readers-after-a-resampling-take-nothing",
+        "repfx/absorbing.py",
+        "merged = applied(outer, over(map_, seen))",
+        "merged = outer if seen != axes else applied(outer, over(map_, seen))",
+    ),
+    Mutant(
+        "views-that-name-channels-move",
+        "repfx/ops.py",
+        "return not self.pinned or map_.in_channels == map_.out_channels",
+        "return True",
+    ),
+    Mutant("norm-keeps-its-scale-too", "repfx/rewriting.py", "function, arguments = op.plain", "return node"),
     # --- repfx/regions.py, repfx/rewriting.py, repfx/constants.py
     Mutant(
         "factors-of-a-sum-ignored",

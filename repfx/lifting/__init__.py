@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from torch import fx
 
-from repfx.lifting import arithmetic, assigning, convolutions, norms, rearranging, reshaping
+from repfx.lifting import arithmetic, assigning, convolutions, norms, rearranging, resampling, reshaping
 from repfx.lifting.context import Context
 from repfx.ops import Constant, Input, Op, Opaque
 
 __all__ = ["Context", "lift"]
 
-_MODULES = convolutions.MODULES | norms.MODULES | rearranging.MODULES | arithmetic.MODULES
+_MODULES = convolutions.MODULES | norms.MODULES | rearranging.MODULES | arithmetic.MODULES | resampling.MODULES
 _FUNCTIONS = (
     convolutions.FUNCTIONS
     | norms.FUNCTIONS
@@ -24,8 +24,9 @@ _FUNCTIONS = (
     | reshaping.FUNCTIONS
     | arithmetic.FUNCTIONS
     | assigning.FUNCTIONS
+    | resampling.FUNCTIONS  # last: it reads what the others leave
 )
-_METHODS = rearranging.METHODS | reshaping.METHODS | arithmetic.METHODS
+_METHODS = rearranging.METHODS | reshaping.METHODS | arithmetic.METHODS | resampling.METHODS
 
 
 def lift(node: fx.Node, context: Context) -> Op:

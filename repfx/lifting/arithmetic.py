@@ -156,7 +156,7 @@ def _channelwise_operands(a: fx.Node, b: fx.Node, context: Context) -> tuple[fx.
 
 
 def _reduced(node: fx.Node, context: Context, *, mean: bool) -> Op | None:
-    """sum or mean: over a stack of values, or over the spatial axes (then channel by channel)."""
+    """sum or mean: over a stack of values; a sum over the spatial axes is channel by channel."""
     source, dims = argument(node, 0, "input"), argument(node, 1, "dim")
     keep = argument(node, 2, "keepdim", False)
     if not isinstance(source, fx.Node):
@@ -169,6 +169,8 @@ def _reduced(node: fx.Node, context: Context, *, mean: bool) -> Op | None:
                 weight = 1.0 / len(values) if mean else 1.0
                 return Sum(tuple((v, weight) for v in values))
             return None
+    if mean:
+        return None  # over positions: see resampling
     rank = context.shapes.rank(source)
     wanted = (dims,) if isinstance(dims, int) else dims
     if rank is None or not isinstance(wanted, tuple | list) or not all(isinstance(d, int) for d in wanted):
@@ -217,13 +219,13 @@ _mean: Rule = lambda node, context: _reduced(node, context, mean=True)  # noqa: 
 
 _CHANNELWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.Tanh,
-    nn.Mish, nn.Softplus, nn.Hardtanh, nn.SELU, nn.CELU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool3d, nn.Upsample, nn.InstanceNorm2d,
+    nn.Mish, nn.Softplus, nn.Hardtanh, nn.SELU, nn.CELU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
+    nn.AdaptiveMaxPool2d,
 )  # fmt: skip
 _CHANNELWISE_FUNCTIONS = (
     F.relu, F.relu6, F.gelu, F.silu, F.sigmoid, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.tanh, F.mish,
     F.softplus, F.hardtanh, F.selu, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.exp, torch.sqrt,
-    torch.abs, torch.square, torch.erf, F.adaptive_avg_pool2d, F.interpolate,
+    torch.abs, torch.square, torch.erf,
 )  # fmt: skip
 
 MODULES: dict[type[nn.Module], Callable[[fx.Node, Any, Context], Op | None]] = {

@@ -23,6 +23,10 @@ class Context:
     constants: Constants
     shapes: Shapes
     whole: set[str] = field(default_factory=set)  # islands and excluded modules: never lifted
+    structure: Shapes = field(init=False)  # what holds for every input: no example has a say
+
+    def __post_init__(self) -> None:
+        self.structure = Shapes(self.root, self.constants.shape)
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a call_module node calls."""

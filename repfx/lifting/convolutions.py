@@ -14,7 +14,7 @@ from repfx.affine import AffineConv
 from repfx.decline import Decline, Reason
 from repfx.lifting.context import Context, argument, tuple_of
 from repfx.modules import BorderTerm, _Extended
-from repfx.ops import Affine, Alias, Op, Opaque
+from repfx.ops import Affine, Alias, Op, Opaque, Resampling, Resolution
 from repfx.values import leaf
 
 Rule = Callable[[fx.Node, Any, Context], Op | None]
@@ -157,24 +157,29 @@ def _pool(
     sizes = tuple_of(kernel, axes)
     steps = sizes if stride is None or stride == [] else tuple_of(stride, axes)
     pads = tuple_of(padding, axes)
-    through = (source,) if isinstance(source, fx.Node) else ()
-    if sizes is None or steps is None or pads is None:
-        return Opaque(inputs=through)
-    if all(k == 1 for k in sizes) and all(s == 1 for s in steps) and not any(pads) and isinstance(source, fx.Node):
+    if not isinstance(source, fx.Node) or sizes is None or steps is None or pads is None:
+        return Opaque(inputs=(source,) if isinstance(source, fx.Node) else ())
+    if all(k == 1 for k in sizes) and all(s == 1 for s in steps) and not any(pads):
         return Alias(source)
-    if ceil:
-        declined = context.declined(node, "averages over clipped windows at the border (ceil_mode)")
-        return Opaque(declined.decline, through)
+    fact = ""
     if not count and any(pads):
-        declined = context.declined(node, "divides by the number of pixels inside (count_include_pad=False)")
-        return Opaque(declined.decline, through)
+        fact = "divides by the number of pixels inside (count_include_pad=False)"
+    if ceil:
+        fact = "averages over clipped windows at the border (ceil_mode)"
+    if fact:
+        declined = context.declined(node, fact).decline
+        if divisor is not None or (count and any(pads)):
+            return Opaque(declined, (source,))  # some rows do not sum to one
+        shrinks = all(2 * p < k for p, k in zip(pads, sizes))  # else a map of one pixel may grow
+        resolution = Resolution.LOWER if shrinks else Resolution.UNKNOWN
+        return Resampling(source, lambda n: n if n == axes else None, resolution, first=True, decline=declined)
 
     def build(_: int, channels: int | None) -> AffineConv | Decline:
         if channels is None:
             return Decline(Reason.UNKNOWN_FACT, "its channel count is not known", remedy="pass example_inputs")
         return makers.pool_average(channels, sizes, steps, pads, divisor if isinstance(divisor, int) else None)
 
-    return Affine(source, axes, build) if isinstance(source, fx.Node) else None
+    return Affine(source, axes, build)
 
 
 def _pool_module(node: fx.Node, module: Any, context: Context) -> Op | None:

@@ -23,6 +23,7 @@ from repfx.incidence import Ints
 from repfx.lifting.context import Context, argument
 from repfx.lifting.rearranging import selected
 from repfx.ops import Affine, Concat, Op
+from repfx.sizes import size_read
 
 _PROBED = range(1, 33)  # input sizes tried; sizes are quasi-linear in them with a period of a few strides
 
@@ -134,34 +135,17 @@ def _is_size_of(size: object, value: fx.Node, axis: int, context: Context) -> bo
     """Whether `size` is value.shape[axis], read from it or from a value of the same size."""
     if isinstance(size, int):
         return size == context.shapes.size(value, axis) and size > 0
-    base = _size_read(size)
+    base = size_read(size)
     if base is None or base[1] != axis:
         return False
     return base[0] is value or axis == 0 or (_same_size(base[0], value, context))
-
-
-def _size_read(size: object) -> tuple[fx.Node, int] | None:
-    """(value, axis) of `value.shape[axis]`, `value.size(axis)` or an unpacked shape."""
-    if not isinstance(size, fx.Node):
-        return None
-    if size.op == "call_method" and size.target == "size" and len(size.args) == 2:
-        value, axis = size.args
-        return (value, axis) if isinstance(value, fx.Node) and isinstance(axis, int) else None
-    if size.target is operator.getitem and isinstance(size.args[0], fx.Node) and isinstance(size.args[1], int):
-        shape = size.args[0]
-        reads = (shape.target is getattr and shape.args[1] == "shape") or (
-            shape.target == "size" and len(shape.args) == 1
-        )
-        if reads and isinstance(shape.args[0], fx.Node):
-            return shape.args[0], size.args[1]
-    return None
 
 
 def known_size(size: object, context: Context) -> int | None:
     """A size that is a number, or follows from known channel counts by integer arithmetic."""
     if isinstance(size, int):
         return size
-    read = _size_read(size)
+    read = size_read(size)
     if read is not None:
         return context.shapes.size(read[0], read[1])
     if isinstance(size, fx.Node) and size.op == "call_function" and len(size.args) == 2:
@@ -205,7 +189,7 @@ def _forced(spatial: list[object], part: fx.Node, context: Context) -> bool:
 
 
 def _bases(size: object) -> set[fx.Node]:
-    read = _size_read(size)
+    read = size_read(size)
     if read is not None:
         return {read[0]}
     if isinstance(size, fx.Node) and size.op == "call_function":
@@ -217,7 +201,7 @@ def _evaluated(size: object, base: fx.Node, axis: int, h: int) -> int | None:
     """Value of a size expression when axis `axis` of `base` has size h."""
     if isinstance(size, int):
         return size
-    read = _size_read(size)
+    read = size_read(size)
     if read is not None:
         return h if read == (base, axis) else None
     if not isinstance(size, fx.Node) or len(size.args) != 2:
