@@ -22,7 +22,6 @@ from repfx.incidence import Incidence, Ints
 from repfx.modules import EXTENDED, PLAIN, BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
 from repfx.values import Rows, Values, row_wise
 
-
 _AT_ONCE = 1 << 18  # numbers computed in float64 at a time: two megabytes, which stay in the cache
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from repfx.makers import identity, pointwise
 from repfx.ops import Affine, Alias, Concat, Constant, Input, Normalised, Opaque, Resampling, Sum
 from repfx.parallel import add, concat
 from repfx.serial import compose
+
 
 class Dominators:
     """Immediate dominators of all values of a graph, which stay true while it is rewritten.
@@ -42,7 +42,9 @@ class Dominators:
     def _place(self, node: fx.Node) -> None:
         first = self._lifted.first_name(node)
         sources = [self._lifted.first_name(s) for s in self._lifted.sources(node)]
-        above = reduce(self._nearest, sources) if sources else None
+        above: fx.Node | None = sources[0] if sources else None
+        for source in sources[1:]:
+            above = self._nearest(above, source)
         self._above[first] = above
         self._depth[first] = 1 if above is None else self._depth[above] + 1
 
