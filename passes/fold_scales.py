@@ -123,7 +123,7 @@ def _forward(
     replacements: list[tuple[fx.Node, Expr]] = []
     for reader in readers:
         op = lifted.op(reader) if lifted.alive(reader) else None
-        if not isinstance(op, Affine) or op.axes != map_.axes:
+        if not isinstance(op, Affine) or op.axes != map_.axes or op.source is not node:
             return None
         outer = lifted.map_of(reader, op.axes)
         if isinstance(outer, Decline):

@@ -154,6 +154,21 @@ def restrict(map_: AffineConv, start: int, stop: int) -> AffineConv:
     )
 
 
+def over_axes(map_: AffineConv, axes: int) -> AffineConv:
+    """A per-pixel map over another number of spatial axes: the same numbers at every pixel."""
+    assert map_.is_pointwise
+    assert not map_.borders
+
+    def rule(values: Sequence[Values]) -> Values:
+        (v,) = values
+        return Values(v.planes.reshape(*v.planes.shape[:2], *(1,) * axes), v.bias)
+
+    ones, nothing = (1,) * axes, (0,) * axes
+    return replace(
+        map_, kernel=ones, before=nothing, stride=ones, extent=(-1,) * axes, multiple=ones, inputs=(map_,), rule=rule
+    )
+
+
 def linear_part(map_: AffineConv) -> AffineConv:
     """The map without its constants."""
 

@@ -23,6 +23,7 @@ from repfx.decline import TrainingModeError
 from repfx.inplace import MutableProxy, SizedParameterProxy, functionalize
 from repfx.modules import EMITTED
 from repfx.report import Island
+from repfx.spelling import spell_out
 
 Exclusion = Sequence[str | type]
 
@@ -75,6 +76,7 @@ def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
             whole.add(path)
             continue
         functionalize(graph, shell)
+        spell_out(graph, shell)
         remove_guards(graph)
         used = {node.target for node in graph.nodes if node.op == "call_module"}
         return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded)

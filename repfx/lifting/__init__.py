@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from repfx.lifting import arithmetic, assigning, convolutions, norms, rearranging, reshaping
+from repfx.lifting import arithmetic, assigning, contractions, convolutions, norms, rearranging, reshaping
 from repfx.lifting.context import Context
 from repfx.ops import Constant, Input, Op, Opaque
 
@@ -19,13 +19,14 @@ __all__ = ["Context", "lift"]
 _MODULES = convolutions.MODULES | norms.MODULES | rearranging.MODULES | arithmetic.MODULES
 _FUNCTIONS = (
     convolutions.FUNCTIONS
+    | contractions.FUNCTIONS
     | norms.FUNCTIONS
     | rearranging.FUNCTIONS
     | reshaping.FUNCTIONS
     | arithmetic.FUNCTIONS
     | assigning.FUNCTIONS
 )
-_METHODS = rearranging.METHODS | reshaping.METHODS | arithmetic.METHODS
+_METHODS = rearranging.METHODS | reshaping.METHODS | arithmetic.METHODS | contractions.METHODS
 
 
 def lift(node: fx.Node, context: Context) -> Op:

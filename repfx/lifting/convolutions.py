@@ -215,7 +215,7 @@ def _padded(node: fx.Node, context: Context, pads: object, mode: str, value: obj
     before = tuple(reversed(numbers[0::2]))
     after = tuple(reversed(numbers[1::2]))
     if mode != "constant":
-        return _padded_by(source, axes, before, after, {"replicate": "replicate"}.get(mode, mode))
+        return _padded_by(source, axes, before, after, mode)
     if not isinstance(value, int | float | None):
         return context.declined(node, "its pad value depends on the input")
     constant = float(value or 0)
@@ -278,14 +278,10 @@ MODULES: dict[type[nn.Module], Rule] = {
     nn.AvgPool1d: _pool_module,
     nn.AvgPool2d: _pool_module,
     nn.AvgPool3d: _pool_module,
-    nn.ConstantPad1d: _pad_module("constant"),
-    nn.ConstantPad2d: _pad_module("constant"),
-    nn.ConstantPad3d: _pad_module("constant"),
-    nn.ReflectionPad1d: _pad_module("reflect"),
-    nn.ReflectionPad2d: _pad_module("reflect"),
-    nn.ReplicationPad1d: _pad_module("replicate"),
-    nn.ReplicationPad2d: _pad_module("replicate"),
-    nn.CircularPad2d: _pad_module("circular"),
+    nn.modules.padding._ConstantPadNd: _pad_module("constant"),
+    nn.modules.padding._ReflectionPadNd: _pad_module("reflect"),
+    nn.modules.padding._ReplicationPadNd: _pad_module("replicate"),
+    nn.modules.padding._CircularPadNd: _pad_module("circular"),
     nn.PixelUnshuffle: _unshuffle,
 }
 FUNCTIONS: dict[Any, Callable[[fx.Node, Context], Op | None]] = {
@@ -295,6 +291,7 @@ FUNCTIONS: dict[Any, Callable[[fx.Node, Context], Op | None]] = {
     F.linear: _linear_function,
     F.avg_pool1d: _pool_function(1),
     F.avg_pool2d: _pool_function(2),
+    F.avg_pool3d: _pool_function(3),
     F.pad: _pad_function,
     F.pixel_unshuffle: _unshuffle_function,
 }
