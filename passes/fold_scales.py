@@ -17,9 +17,9 @@ import numpy as np
 from torch import fx
 
 from repfx.affine import AffineConv, linear_part, restrict, scaled, take
-from repfx.decline import Decline
+from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Concat, Sum
+from repfx.ops import Affine, Concat, Opaque, Sum
 from repfx.protocol import Add, Apply, Cat, Expr, Proposal
 from repfx.regions import applied
 
@@ -49,6 +49,14 @@ class FoldScales:
                 forward = _forward(self.name, lifted, node, op.source, map_)
                 if forward is not None:
                     yield forward
+            if lifted.alive(node) and isinstance(lifted.op(op.source), Opaque):
+                yield _left(lifted, node, op.source)
+
+
+def _left(lifted: LiftedGraph, node: fx.Node, source: fx.Node) -> Decline:
+    """Why a lone scale stays: what makes the value is not affine, and what reads it had its turn."""
+    fact = f"follows {lifted.place(source)}, which is no affine map, and nothing that reads it can take it up"
+    return Decline(Reason.NOT_EXACT, fact, lifted.place(node))
 
 
 def _scale(lifted: LiftedGraph, node: fx.Node) -> AffineConv | None:

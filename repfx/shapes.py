@@ -7,6 +7,7 @@ running anything; `example_inputs` fill in what structure leaves open.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -146,7 +147,9 @@ class Shapes:
             return False
         if user.target is operator.getitem:
             items = user.args[1]
-            return isinstance(items, tuple) and all(isinstance(i, slice) for i in items) and items[1:2] == (slice(None),)
+            return (
+                isinstance(items, tuple) and all(isinstance(i, slice) for i in items) and items[1:2] == (slice(None),)
+            )
         return user.target in (F.pad, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.relu, F.gelu, F.silu, F.relu6)
 
     def _pads_space_only(self, user: fx.Node, axes: int) -> bool:
@@ -230,7 +233,15 @@ class Shapes:
             weight = _argument(node, 1, "weight", None)
             shape = self.of(weight) if isinstance(weight, fx.Node) else None
             return None if given is None or shape is None else (*given[:-1], shape[0])
-        if name in ("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d", "max_pool2d_with_indices", "interpolate", "pad"):
+        if name in (
+            "avg_pool1d",
+            "avg_pool2d",
+            "avg_pool3d",
+            "max_pool2d",
+            "max_pool2d_with_indices",
+            "interpolate",
+            "pad",
+        ):
             return None if given is None else (*given[:2], *(None,) * (len(given) - 2))
         if name in ("boolean_dispatch", "_max_pool2d", "fn"):
             return None if given is None else (*given[:2], *(None,) * (len(given) - 2))
@@ -304,6 +315,8 @@ class Shapes:
         given = self.of(first) if isinstance(first, fx.Node) else None
         if name in ("cat", "concat", "concatenate", "hstack", "stack"):
             return self._joined(node, name)
+        if name in ("mean", "sum", "amax") and len(node.args) + len(node.kwargs) == 1:
+            return ()
         if given is None:
             return None
         match name:
@@ -487,7 +500,7 @@ def _sizes_at(wish: object, total: int | None) -> list[int] | None:
     if not isinstance(wish, tuple | list) or not all(isinstance(i, int) and 0 <= i <= total for i in wish):
         return None
     ends = [0, *(int(i) for i in wish), total]
-    sizes = [end - start for start, end in zip(ends, ends[1:])]
+    sizes = [end - start for start, end in itertools.pairwise(ends)]
     return sizes if all(size > 0 for size in sizes) else None
 
 

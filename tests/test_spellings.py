@@ -222,9 +222,7 @@ def valid(pad: Run, left: dict[str, int] | None = None, sizes: Sequence[Sequence
 
 def padded(module: Callable[[], nn.Module], kind: Callable[..., nn.Module], sizes: Any, **left: int) -> Row:
     """A padding module before a valid 3-tap convolution of that rank, and a norm behind."""
-    return Row(
-        lambda s, x: s.a(s.p(x)), {"a": lambda: kind(4, 3, 3), "p": module}, ONE | left, 4, sizes
-    )
+    return Row(lambda s, x: s.a(s.p(x)), {"a": lambda: kind(4, 3, 3), "p": module}, ONE | left, 4, sizes)
 
 
 PADDINGS: dict[str, Row] = {
@@ -258,7 +256,8 @@ PADDINGS: dict[str, Row] = {
     "CircularPad3d": padded(lambda: nn.CircularPad3d(1), nn.Conv3d, DEEP, others=8),
     "same": Row(lambda s, x: s.n(s.a(x)), {"a": lambda: nn.Conv2d(4, 3, 3, padding="same"), "n": lambda: BN(3)}),
     "same, even": Row(
-        lambda s, x: s.n(s.a(x)), {"a": lambda: nn.Conv2d(4, 3, (2, 4), padding="same"), "n": lambda: BN(3)},
+        lambda s, x: s.n(s.a(x)),
+        {"a": lambda: nn.Conv2d(4, 3, (2, 4), padding="same"), "n": lambda: BN(3)},
         ONE | {"others": 1},
     ),
     "same, dilated": Row(
@@ -279,7 +278,8 @@ PADDINGS: dict[str, Row] = {
         lambda s, x: s.n(F.conv2d(x, s.w, padding="same", dilation=2)), {"w": weight(3, 4, 3, 3), "n": lambda: BN(3)}
     ),
     "same, functional, even": Row(
-        lambda s, x: s.n(F.conv2d(x, s.w, padding="same")), {"w": weight(3, 4, 2, 4), "n": lambda: BN(3)},
+        lambda s, x: s.n(F.conv2d(x, s.w, padding="same")),
+        {"w": weight(3, 4, 2, 4), "n": lambda: BN(3)},
         ONE | {"others": 1},
     ),
     "valid": Row(
@@ -308,7 +308,8 @@ POOLS: dict[str, Row] = {
         sizes=DEEP,
     ),
     "F.avg_pool1d": Row(
-        lambda s, x: s.a(x) + F.avg_pool1d(x, 3, 1, 1), {"a": lambda: nn.Conv1d(4, 4, 3, padding=1, groups=4)},
+        lambda s, x: s.a(x) + F.avg_pool1d(x, 3, 1, 1),
+        {"a": lambda: nn.Conv1d(4, 4, 3, padding=1, groups=4)},
         sizes=LONG,
     ),
     "F.avg_pool3d": Row(
@@ -347,10 +348,14 @@ NORMS: dict[str, Row] = {
     "written out": after(lambda s, y: s.n(y), n=lambda: OwnNorm(4)),
     "torch.batch_norm": after(
         lambda s, y: torch.batch_norm(y, s.g, s.h, s.m, s.v, False, 0.1, 1e-3, False),
-        g=weight(4), h=weight(4), m=lambda: torch.linspace(-1, 1, 4), v=lambda: torch.linspace(0.3, 2, 4),
+        g=weight(4),
+        h=weight(4),
+        m=lambda: torch.linspace(-1, 1, 4),
+        v=lambda: torch.linspace(0.3, 2, 4),
     ),
     "BatchNorm1d on (B, C, L)": Row(
-        lambda s, x: s.n(s.a(x)), {"a": lambda: nn.Conv1d(4, 3, 3, padding=1), "n": lambda: nn.BatchNorm1d(3)},
+        lambda s, x: s.n(s.a(x)),
+        {"a": lambda: nn.Conv1d(4, 3, 3, padding=1), "n": lambda: nn.BatchNorm1d(3)},
         sizes=LONG,
     ),
     "BatchNorm1d on (B, C)": Row(
@@ -365,28 +370,50 @@ NORMS: dict[str, Row] = {
         {"convolutions": 1, "linears": 1, "others": 1},
     ),
     "tokens: flatten(0, 1), reshape_as": Row(
-        lambda s, x: _norm_as(s, s.a(x)), {"a": lambda: nn.Linear(4, 3), "n": lambda: nn.BatchNorm1d(3)}, LINEAR, 5,
-        ((4,),), (4,),
+        lambda s, x: _norm_as(s, s.a(x)),
+        {"a": lambda: nn.Linear(4, 3), "n": lambda: nn.BatchNorm1d(3)},
+        LINEAR,
+        5,
+        ((4,),),
+        (4,),
     ),
     "tokens: reshape to (-1, C) and back": Row(
-        lambda s, x: _norm_back(s, s.a(x)), {"a": lambda: nn.Linear(4, 3), "n": lambda: nn.BatchNorm1d(3)}, LINEAR, 5,
-        ((4,),), (4,),
+        lambda s, x: _norm_back(s, s.a(x)),
+        {"a": lambda: nn.Linear(4, 3), "n": lambda: nn.BatchNorm1d(3)},
+        LINEAR,
+        5,
+        ((4,),),
+        (4,),
     ),
     "tokens: transposed": Row(
         lambda s, x: s.n(s.a(x).transpose(1, 2)).transpose(1, 2),
-        {"a": lambda: nn.Linear(4, 3), "n": lambda: nn.BatchNorm1d(3)}, LINEAR, 5, ((4,),), (4,),
+        {"a": lambda: nn.Linear(4, 3), "n": lambda: nn.BatchNorm1d(3)},
+        LINEAR,
+        5,
+        ((4,),),
+        (4,),
     ),
     "tokens: permuted": Row(
         lambda s, x: s.b(s.n(x.permute(0, 2, 1)).permute(0, 2, 1)),
-        {"b": lambda: nn.Linear(4, 3), "n": lambda: nn.BatchNorm1d(4)}, LINEAR, 5, ((4,),), (4,),
+        {"b": lambda: nn.Linear(4, 3), "n": lambda: nn.BatchNorm1d(4)},
+        LINEAR,
+        5,
+        ((4,),),
+        (4,),
     ),
     "tokens: transposed thrice": Row(
         lambda s, x: s.b(s.n(x.transpose(1, 2).transpose(1, 2).transpose(1, 2)).transpose(1, 2)),
-        {"b": lambda: nn.Linear(4, 3), "n": lambda: nn.BatchNorm1d(4)}, LINEAR, 5, ((4,),), (4,),
+        {"b": lambda: nn.Linear(4, 3), "n": lambda: nn.BatchNorm1d(4)},
+        LINEAR,
+        5,
+        ((4,),),
+        (4,),
     ),
     "channels last: linear and scale": Row(
         lambda s, x: (s.b(x.permute(0, 2, 3, 1)) * s.g).permute(0, 3, 1, 2),
-        {"b": lambda: nn.Linear(4, 3), "g": weight(3)}, {"linears": 1, "adds": 1, "others": 1}, example=(8, 8),
+        {"b": lambda: nn.Linear(4, 3), "g": weight(3)},
+        {"linears": 1, "adds": 1, "others": 1},
+        example=(8, 8),
     ),
     "channels last: norm of a 1x1": Row(
         lambda s, x: s.a(x).permute(0, 2, 3, 1).mul(s.g).permute(0, 3, 1, 2), {"a": c(4, 4), "g": weight(4)}
@@ -440,9 +467,7 @@ ARITHMETIC: dict[str, Row] = {
     "torch.addcdiv": Row(
         lambda s, x: torch.addcdiv(s.a(x), s.b(x), s.g), {"a": c(4, 4), "b": c(4, 4, 1), "g": weight(4, 1, 1)}
     ),
-    "x.addcmul": Row(
-        lambda s, x: x.addcmul(s.b(x), s.g, value=2), {"b": c(4, 4), "g": weight(4, 1, 1)}
-    ),
+    "x.addcmul": Row(lambda s, x: x.addcmul(s.b(x), s.g, value=2), {"b": c(4, 4), "g": weight(4, 1, 1)}),
     "1 - x": after(lambda s, y: 1 - y),
     "x - c": after(lambda s, y: y - s.g, g=weight(4, 1, 1)),
     "c - x": after(lambda s, y: s.g - y, g=weight(4, 1, 1)),
@@ -463,16 +488,12 @@ ARITHMETIC: dict[str, Row] = {
     "softplus of a parameter": after(lambda s, y: y * F.softplus(s.g).view(1, -1, 1, 1), g=weight(4)),
     "tanh of a parameter": after(lambda s, y: s.g.tanh().reshape(4, 1, 1) * y, g=weight(4)),
     "exp of a parameter": after(lambda s, y: y * s.g.exp()[:, None, None], g=weight(4)),
-    "sigmoid by unsqueeze": after(
-        lambda s, y: y * torch.sigmoid(s.g).unsqueeze(-1).unsqueeze(-1), g=weight(4)
-    ),
+    "sigmoid by unsqueeze": after(lambda s, y: y * torch.sigmoid(s.g).unsqueeze(-1).unsqueeze(-1), g=weight(4)),
     "gated sum": Row(
         lambda s, x: s.g.sigmoid() * s.a(x) + (1 - s.g.sigmoid()) * s.b(x),
         {"a": c(4, 4), "b": c(4, 4, 1), "g": weight(4, 1, 1)},
     ),
-    "softmax over branches": Row(
-        lambda s, x: _softmax(s, x), {"a": c(4, 4), "b": c(4, 4, 1), "g": weight(2)}
-    ),
+    "softmax over branches": Row(lambda s, x: _softmax(s, x), {"a": c(4, 4), "b": c(4, 4, 1), "g": weight(2)}),
     "LayerScale2d": after(lambda s, y: s.n(y), n=lambda: LayerScale2d(4)),
     "LayerScale2d in a residual branch": Row(
         lambda s, x: x + s.n(s.a(x)), {"a": c(4, 4), "n": lambda: LayerScale2d(4)}
@@ -509,12 +530,20 @@ LINEARS: dict[str, Row] = {
         lambda s, x: torch.mm(s.a(x), s.w), {"a": lambda: nn.Linear(4, 3), "w": weight(3, 2)}, LINEAR, 4, FLAT, ()
     ),
     "torch.addmm": Row(
-        lambda s, x: torch.addmm(s.h, s.a(x), s.w), {"a": lambda: nn.Linear(4, 3), "w": weight(3, 2), "h": weight(2)},
-        LINEAR, 4, FLAT, (),
+        lambda s, x: torch.addmm(s.h, s.a(x), s.w),
+        {"a": lambda: nn.Linear(4, 3), "w": weight(3, 2), "h": weight(2)},
+        LINEAR,
+        4,
+        FLAT,
+        (),
     ),
     "torch.addmm(beta, alpha)": Row(
         lambda s, x: torch.addmm(s.h, s.a(x), s.w, beta=2, alpha=0.5),
-        {"a": lambda: nn.Linear(4, 3), "w": weight(3, 2), "h": weight(2)}, LINEAR, 4, FLAT, (),
+        {"a": lambda: nn.Linear(4, 3), "w": weight(3, 2), "h": weight(2)},
+        LINEAR,
+        4,
+        FLAT,
+        (),
     ),
     "einsum as 1x1": after(lambda s, y: torch.einsum("bchw,oc->bohw", y, s.w), w=weight(2, 4)),
     "einsum as 1x1, weight first": after(lambda s, y: torch.einsum("oi,nihw->nohw", s.w, y), w=weight(2, 4)),
@@ -591,8 +620,13 @@ WEIGHTS: dict[str, Row] = {
     "subclass calling F.conv2d": generated(lambda: CentralDifference(4, 4, 3, padding=1)),
     "masked, functional": Row(
         lambda s, x: s.n(F.conv2d(x, s.w * s.m, s.h, padding=1)) + s.a(x),
-        {"w": weight(4, 4, 3, 3), "h": weight(4), "m": lambda: torch.ones(1, 1, 3, 3).tril(), "a": c(4, 4, 1),
-         "n": lambda: BN(4)},
+        {
+            "w": weight(4, 4, 3, 3),
+            "h": weight(4),
+            "m": lambda: torch.ones(1, 1, 3, 3).tril(),
+            "a": c(4, 4, 1),
+            "n": lambda: BN(4),
+        },
     ),
     "einsum-built": Row(
         lambda s, x: F.conv2d(x, torch.einsum("om,mihw->oihw", s.w[:, :, 0, 0], s.v), padding=1) + s.a(x),
@@ -608,11 +642,16 @@ WEIGHTS: dict[str, Row] = {
     ),
     "F.conv1d": Row(
         lambda s, x: s.n(F.conv1d(x, s.w, s.h, padding=1)),
-        {"w": weight(4, 4, 3), "h": weight(4), "n": lambda: nn.BatchNorm1d(4)}, sizes=LONG,
+        {"w": weight(4, 4, 3), "h": weight(4), "n": lambda: nn.BatchNorm1d(4)},
+        sizes=LONG,
     ),
     "masked linear": Row(
         lambda s, x: s.a(F.linear(x, s.w * s.m)),
-        {"w": weight(3, 4), "m": lambda: torch.ones(3, 4).tril(), "a": lambda: nn.Linear(3, 2)}, LINEAR, 4, FLAT, (),
+        {"w": weight(3, 4), "m": lambda: torch.ones(3, 4).tril(), "a": lambda: nn.Linear(3, 2)},
+        LINEAR,
+        4,
+        FLAT,
+        (),
     ),
 }
 HEADS: dict[str, Row] = {
@@ -641,3 +680,169 @@ def test_folds(name: str) -> None:
     found = counted(left(fused, row.channels, size))
     listing = "\n".join(f"  {d}" for d in repfx.report(fused).declines)
     assert found == row.left, f"of {counted(left(original, row.channels, size))}\n{listing}"
+
+
+# --- near misses ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stays:
+    """A network in which `kept` operations must stay, for this reason at this place."""
+
+    run: Run
+    parts: dict[str, Callable[[], Any]]
+    place: str
+    fact: str
+    kept: dict[str, int]
+    reason: Reason = Reason.NOT_EXACT
+    sizes: Sequence[Sequence[int]] = ((8, 8), (5, 8), (9, 8))
+    example: Sequence[int] | None = None
+
+
+PAIR: dict[str, Callable[[], Any]] = {"a": c(4, 4), "b": c(4, 4, 1)}
+NORM: dict[str, Callable[[], Any]] = {"a": c(4, 4), "n": lambda: BN(4)}
+TWO_CONVS = {"convolutions": 2}
+LONE_NORM = {"convolutions": 1, "batch_norms": 1}
+FOLLOWS = "which is no affine map, and nothing that reads it can take it up"
+
+
+def mixed_experts(s: Any, x: Tensor) -> Tensor:
+    """CondConv: kernels mixed by a gate that looks at the input."""
+    gate = torch.softmax(x.mean((0, 2, 3))[:2], 0).view(2, 1, 1, 1, 1)
+    return s.n(F.conv2d(x, (gate * s.w).sum(0), padding=1))
+
+
+STAYS: dict[str, Stays] = {
+    # --- weights that depend on the input
+    "weight times a mean of the input": Stays(
+        lambda s, x: s.n(F.conv2d(x, s.w * torch.sigmoid(x.mean()), padding=1)),
+        {"w": weight(4, 4, 3, 3), "n": lambda: BN(4)}, "conv2d", "its weight depends on the input", LONE_NORM,
+    ),
+    "mixed experts": Stays(
+        mixed_experts, {"w": weight(2, 4, 4, 3, 3), "n": lambda: BN(4)}, "conv2d", "its weight depends on the input",
+        LONE_NORM,
+    ),
+    "bias that depends on the input": Stays(
+        lambda s, x: s.n(F.conv2d(x, s.w, x.mean((0, 2, 3)), padding=1)),
+        {"w": weight(4, 4, 3, 3), "n": lambda: BN(4)}, "conv2d", "its bias depends on the input", LONE_NORM,
+    ),
+    "index that depends on the input": Stays(
+        lambda s, x: s.b(s.a(x)[:, x.mean((0, 2, 3)).argsort()]), PAIR, "getitem", "its index depends on the input",
+        TWO_CONVS,
+    ),
+    "mask for an index": Stays(
+        lambda s, x: s.b(s.a(x)[:, s.m]),
+        {"a": c(4, 4), "b": c(2, 4, 1), "m": lambda: torch.tensor([True, False, True, False])},
+        "getitem", "its index is a mask", TWO_CONVS,
+    ),
+    "index of an unknown number of channels": Stays(
+        lambda s, x: s.b(x[:, [1, 0]]), {"b": c(2, 4, 1)}, "getitem", "channel count is not known",
+        {"convolutions": 1}, Reason.UNKNOWN_FACT,
+    ),
+    # --- what stands in between is not affine
+    "norm behind an activation": Stays(
+        lambda s, x: s.n(torch.relu(s.a(x))), NORM, "n", f"follows relu, {FOLLOWS}", LONE_NORM
+    ),
+    "norm behind c / x": Stays(
+        lambda s, x: s.n(1.0 / (s.a(x).abs() + 1)), NORM, "n", f"follows truediv, {FOLLOWS}", LONE_NORM
+    ),
+    "norm behind a rounded division": Stays(
+        lambda s, x: s.n(torch.div(s.a(x), 0.5, rounding_mode="floor")), NORM, "n", f"follows div, {FOLLOWS}", LONE_NORM
+    ),
+    "norm behind another memory format": Stays(
+        lambda s, x: s.n(s.a(x).contiguous(memory_format=torch.channels_last)), NORM, "contiguous",
+        "changes the memory format", LONE_NORM,
+    ),
+    "norm behind a maximum": Stays(
+        lambda s, x: s.n(torch.stack([s.a(x), s.b(torch.relu(x))]).amax(0)), PAIR | {"n": lambda: BN(4)}, "n",
+        f"follows amax, {FOLLOWS}", {"convolutions": 2, "batch_norms": 1},
+    ),
+    "lerp by the input": Stays(
+        lambda s, x: torch.lerp(s.a(x), s.b(torch.relu(x)), torch.sigmoid(x)), PAIR, "lerp", "its weight is no number",
+        TWO_CONVS,
+    ),
+    "lerp of an activation": Stays(
+        lambda s, x: torch.lerp(torch.relu(x), s.b(x), s.g), {"b": c(4, 4), "g": weight(4, 1, 1)}, "lerp",
+        "what it mixes cannot take it up", {"convolutions": 1},
+    ),
+    "addcmul of two values": Stays(
+        lambda s, x: torch.addcmul(x, s.a(x), s.b(torch.relu(x))), PAIR, "addcmul", "multiplies two values", TWO_CONVS
+    ),
+    # --- products that are no 1x1 convolution
+    "einsum over the height": Stays(
+        lambda s, x: s.n(torch.einsum("bchw,wk->bchk", s.a(x), s.w)), NORM | {"w": weight(8, 8)}, "n",
+        "mixes maps over 0 and 2 spatial axes", LONE_NORM,
+    ),
+    "einsum over the rows": Stays(
+        lambda s, x: s.n(torch.einsum("bchw,hk->bckw", s.a(x), s.w)), NORM | {"w": weight(8, 8)}, "einsum",
+        "contracts other axes than the channels", LONE_NORM, sizes=((8, 8), (8, 3)),
+    ),
+    "einsum that sums the height up": Stays(
+        lambda s, x: torch.einsum("bchw,cd->bdw", s.a(x), s.w), {"a": c(4, 4), "w": weight(4, 4)}, "einsum",
+        "contracts other axes than the channels", {"convolutions": 1},
+    ),
+    "matrix from the left": Stays(
+        lambda s, x: s.n(s.w @ s.a(x)), NORM | {"w": weight(8, 8)}, "matmul",
+        "multiplies an axis that is not the channel axis", LONE_NORM, sizes=((8, 8), (8, 3)),
+    ),
+    "matrix per channel": Stays(
+        lambda s, x: s.n(s.a(x) @ s.w), NORM | {"w": weight(4, 8, 8)}, "matmul", "a constant of 3 axes", LONE_NORM
+    ),
+    "scale of a value that it spreads": Stays(
+        lambda s, x: s.n(s.a(x).mean((1, 2, 3), keepdim=True) * s.g), NORM | {"g": weight(4, 1, 1)}, "mul",
+        "spreads a value over a constant", LONE_NORM,
+    ),
+    # --- padding modes
+    "reflect, then zeros": Stays(
+        lambda s, x: s.b(s.a(x)), {"a": c(4, 4, groups=4, padding_mode="reflect"), "b": c(4, 4, groups=4)}, "b",
+        "zero-pads the output of a reflect-padded map", TWO_CONVS,
+    ),
+    "zeros, then circular": Stays(
+        lambda s, x: s.b(s.a(x)), {"a": c(4, 4, groups=4), "b": c(4, 4, groups=4, padding_mode="circular")}, "b",
+        "circular-pads a map that is not per-pixel", TWO_CONVS,
+    ),
+    "replicate beside zeros, concatenated": Stays(
+        lambda s, x: torch.cat([s.a(x), s.b(x)], 1),
+        {"a": c(4, 4, groups=4), "b": c(4, 4, groups=4, padding_mode="replicate")}, "cat",
+        "concatenates maps with padding modes replicate and zeros", TWO_CONVS,
+    ),
+    "one axis by zeros, the other by reflection": Stays(
+        lambda s, x: s.a(F.pad(F.pad(x, (1, 1)), (0, 0, 1, 1), mode="reflect")), {"a": c(4, 4, 3, 0)}, "pad_1, a",
+        "reflect-pads a map that is not per-pixel", {"convolutions": 1, "others": 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_stays(name: str) -> None:
+    case = STAYS[name]
+    network = Net(case.run, **{part: make() for part, make in case.parts.items()})
+    _, fused = compiled(network, 4, case.sizes, case.example)
+    assert_declined(fused, case.reason, case.place, case.fact)
+    found = counted(left(fused, 4, case.sizes[0]))
+    assert {kind: found.get(kind, 0) for kind in case.kept} == case.kept
+
+
+def test_a_norm_between_transpositions_that_others_read_too() -> None:
+    """The norm is one of the input by way of the transpositions, and still itself for the other reader."""
+
+    def run(s: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        n = s.n(x.transpose(2, 3))
+        return s.a(n), s.b(n.transpose(2, 3))
+
+    network = Net(run, a=conv(4, 4, 3, 0), b=conv(4, 4, 1), n=BN(4))
+    _, fused = compiled(network, 4, LARGE, (8, 8))
+    assert counted(left(fused, 4))["convolutions"] == 2
+
+
+def test_a_channel_order_does_not_pass_a_norm_of_tokens() -> None:
+    """A lifted operation that looks through the reordered value keeps its order."""
+
+    def run(s: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = s.p(s.a(x)).relu()
+        z = y.transpose(1, 2).contiguous().relu()
+        n = s.n(z.transpose(1, 2))
+        return s.b(n), n.transpose(1, 2)
+
+    parts = {"a": nn.Conv1d(4, 4, 1), "b": nn.Conv1d(4, 4, 1), "n": nn.BatchNorm1d(4), "p": nn.ChannelShuffle(2)}
+    compiled(Net(run, **parts), 4, LONG, (5,))

@@ -83,10 +83,12 @@ def _by_constant(
         return None
     rank = context.shapes.rank(value)
     channels = max(shape, default=1)
+    sizes = context.shapes.of(value) or ()
+    spread = any(own == 1 != wanted for own, wanted in zip(reversed(sizes), reversed(shape)))
+    if rank is not None and (len(shape) > rank or spread):
+        return context.declined(node, "spreads a value over a constant of more axes or larger size")
     if sum(s != 1 for s in shape) > 1:
         return context.declined(node, "its constant varies over the image; that is no single value per channel")
-    if rank is not None and len(shape) > rank:
-        return context.declined(node, "its constant has more axes than the value; it broadcasts the value")
     if channels == 1:
         return _uniform(value, rank, lazy, factor is not None, own, sign, divide)
     place = next(i for i, s in enumerate(shape) if s != 1) - len(shape)  # counted from the end

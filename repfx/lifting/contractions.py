@@ -25,7 +25,13 @@ _Lazy = Callable[[], Tensor]
 
 
 def _linear(
-    node: fx.Node, source: object, weight: _Lazy, shape: tuple[int, int], bias: _Lazy | None, axes: int, context: Context
+    node: fx.Node,
+    source: object,
+    weight: _Lazy,
+    shape: tuple[int, int],
+    bias: _Lazy | None,
+    axes: int,
+    context: Context,
 ) -> Op | None:
     """The map of weight (O, C), over that many spatial axes; with none, channels are last."""
     if not isinstance(source, fx.Node):

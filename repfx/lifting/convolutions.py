@@ -103,8 +103,10 @@ def _conv_function(axes: int) -> Callable[[fx.Node, Context], Op | None]:
         bias = argument(node, 2, "bias")
         shape = context.constants.shape(weight) if isinstance(weight, fx.Node) else None
         read = context.tensor(weight)
-        if read is None or (bias is not None and context.tensor(bias) is None):
+        if read is None:
             return context.declined(node, "its weight depends on the input")
+        if bias is not None and context.tensor(bias) is None:
+            return context.declined(node, "its bias depends on the input")
         if shape is None:
             return context.declined(node, "the shape of its weight is not known", reason=Reason.UNKNOWN_FACT)
         stride = tuple_of(argument(node, 3, "stride", 1), axes)
@@ -139,8 +141,10 @@ def _linear_function(node: fx.Node, context: Context) -> Op | None:
     weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
     read = context.tensor(weight)
     shape = context.constants.shape(weight) if isinstance(weight, fx.Node) else None
-    if read is None or (bias is not None and context.tensor(bias) is None):
+    if read is None:
         return context.declined(node, "its weight depends on the input")
+    if bias is not None and context.tensor(bias) is None:
+        return context.declined(node, "its bias depends on the input")
     if shape is None or len(shape) != 2:
         return context.declined(node, "the shape of its weight is not known", reason=Reason.UNKNOWN_FACT)
     return fixed(

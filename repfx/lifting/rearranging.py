@@ -140,7 +140,8 @@ def _at_indices(node: fx.Node, source: fx.Node, items: list[Any], context: Conte
             node, "indexes a value whose channel count is not known", "pass example_inputs", Reason.UNKNOWN_FACT
         )
     if isinstance(index, fx.Node):
-        return _indexed(source, dim, index, context, wraps=True)
+        indexed = _indexed(source, dim, index, context, wraps=True)
+        return indexed or context.declined(node, "its index is a mask or was computed, and not written in the model")
     if not all(type(i) is int and -total <= i < total for i in index):
         return None
     return selected(source, dim, np.asarray(index, dtype=np.int64) % total, context, total)
