@@ -463,9 +463,13 @@ def _count_plan(lifted: LiftedGraph) -> OpCounts:
         if record is None:
             continue
         form = form_of(record.map)
-        kind = {"conv": "convolutions", "linear": "linears", "scale": "muls", "copy": "permutations"}.get(
-            form.kind.value
-        )
+        kind = {
+            "conv": "convolutions",
+            "transposed conv": "convolutions",
+            "linear": "linears",
+            "scale": "muls",
+            "copy": "permutations",
+        }.get(form.kind.value)
         if kind is not None:
             counts[kind] += 1
         counts["border_terms"] += form.borders

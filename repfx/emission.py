@@ -18,7 +18,7 @@ from repfx.affine import ZEROS, AffineConv
 from repfx.decline import UserError
 from repfx.form import Form, Kind, contiguous, form_of
 from repfx.incidence import Ints
-from repfx.modules import EXTENDED, PLAIN, BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
+from repfx.modules import EXTENDED, PLAIN, TRANSPOSED, BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
 from repfx.values import Values
 
 
@@ -74,6 +74,8 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
     if form.kind is Kind.LINEAR:
         linear = nn.Linear(form.in_channels, form.out_channels, bias=form.biased, device="meta")
         return _filled(linear, weight, bias, target, path)
+    if form.kind is Kind.TRANSPOSED:
+        return _transposed(map_, form, weight, bias, target, path)
     borders = [
         BorderTerm(
             _cast(ones[torch.as_tensor(source, device=ones.device)], target, path, "border"),
@@ -101,6 +103,24 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
     conv = EXTENDED[map_.axes](**arguments)
     conv._setup(form.pads if apart else (), form.padding_mode, borders)
     return _filled(conv, weight, bias, target, path)
+
+
+def _transposed(map_: AffineConv, form: Form, weight: Tensor, bias: Tensor, target: Target, path: str) -> nn.Module:
+    """The kernel is flipped back, and torch stores it by input channel: (C, O/groups, *kernel)."""
+    blocks = weight.flip(tuple(range(2, weight.dim()))).unflatten(0, (form.groups, -1)).transpose(1, 2)
+    module = TRANSPOSED[map_.axes](
+        form.in_channels,
+        form.out_channels,
+        form.kernel,  # type: ignore[arg-type]
+        form.stride,  # type: ignore[arg-type]
+        tuple(p for p, _ in form.pads),  # type: ignore[arg-type]
+        form.output_padding,  # type: ignore[arg-type]
+        form.groups,
+        form.biased,
+        form.dilation,  # type: ignore[arg-type]
+        device="meta",
+    )
+    return _filled(module, blocks.flatten(0, 1), bias, target, path)
 
 
 def _grouped_weight(map_: AffineConv, form: Form, planes: Tensor, source: Ints) -> Tensor:

@@ -149,7 +149,7 @@ class LiftedGraph:
         """Module path of a node, for people."""
         if node in self.records and self.records[node].sources:
             sources = self.records[node].sources
-            return common_path(sources) or ", ".join(sources[:3])
+            return common_path(sources) or sources[0]
         return place_of(node)
 
     def channels(self, node: fx.Node, axes: int) -> int | None:

@@ -59,6 +59,49 @@ def from_conv(
     )
 
 
+def from_transposed(
+    weight: Callable[[], Tensor],
+    bias: Callable[[], Tensor] | None,
+    *,
+    shape: Sequence[int],
+    groups: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+) -> AffineConv:
+    """A transposed convolution: the flipped kernel slides over the spread input.
+
+    `shape` is the weight's: (C, O/groups, *kernel).  Padding p of the transposed convolution leaves
+    d (k - 1) - p zeros around the spread input, and `output_padding` more behind it.
+    """
+    inputs, width, *taps = shape
+    outputs = width * groups
+    kernel = tuple(d * (k - 1) + 1 for k, d in zip(taps, dilation))
+    before = tuple(k - 1 - p for k, p in zip(kernel, padding))
+    flipped = tuple(range(2, 2 + len(taps)))
+
+    def rule(_: Sequence[Values]) -> Values:
+        blocks = weight().double().reshape(groups, inputs // groups, width, *taps)
+        planes = blocks.transpose(1, 2).reshape(outputs, inputs // groups, *taps).flip(flipped)
+        planes = dilated(planes, dilation, 2)
+        return Values(planes, planes.new_zeros(outputs) if bias is None else bias().double())
+
+    return AffineConv(
+        in_channels=inputs,
+        incidence=Incidence.grouped(inputs, outputs, groups),
+        kernel=kernel,
+        before=before,
+        stride=(1,) * len(taps),
+        extent=tuple(2 * b + more - k for b, more, k in zip(before, output_padding, kernel)),
+        biased=bias is not None,
+        inputs=(),
+        rule=rule,
+        zoom=tuple(stride),
+        support=_dilated_support(taps, dilation),
+    )
+
+
 def pointwise(
     channels: int, axes: int, scale: Callable[[], Tensor] | None, shift: Callable[[], Tensor] | None
 ) -> AffineConv:

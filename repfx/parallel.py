@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repfx.affine import ZEROS, AffineConv, Border, moved, times
+from repfx.affine import ZEROS, AffineConv, Border, moved, times, transposed_padding
 from repfx.decline import Decline, Reason
 from repfx.incidence import Incidence
 from repfx.values import Values, scattered, shifted
@@ -56,21 +56,24 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
         )
         return Values(planes, bias, tuple(torch.as_tensor(one) for one in ones))
 
-    return AffineConv(
-        in_channels=parts[0].in_channels,
-        incidence=incidence,
-        kernel=kernel,
-        before=before,
-        stride=parts[0].stride,
-        extent=parts[0].extent,
-        biased=any(part.biased for part in parts),
-        inputs=tuple(parts),
-        rule=rule,
-        borders=borders,
-        padding_mode=_mode(parts),
-        multiple=_multiple(parts),
-        support=_support(parts, kernel, before),
-        constant_padding=any(part.constant_padding for part in parts),
+    return executable(
+        AffineConv(
+            in_channels=parts[0].in_channels,
+            incidence=incidence,
+            kernel=kernel,
+            before=before,
+            stride=parts[0].stride,
+            extent=parts[0].extent,
+            biased=any(part.biased for part in parts),
+            inputs=tuple(parts),
+            rule=rule,
+            borders=borders,
+            padding_mode=_mode(parts),
+            multiple=_multiple(parts),
+            zoom=parts[0].zoom,
+            support=_support(parts, kernel, before),
+            constant_padding=any(part.constant_padding for part in parts),
+        )
     )
 
 
@@ -105,23 +108,36 @@ def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
         return Values(torch.cat(planes), torch.cat([v.bias for v in values]), tuple(ones))
 
     copies = [part.selection for part in parts if part.selection is not None and part.is_pointwise]
-    return AffineConv(
-        in_channels=parts[0].in_channels,
-        incidence=incidence,
-        kernel=kernel,
-        before=before,
-        stride=parts[0].stride,
-        extent=parts[0].extent,
-        biased=any(part.biased for part in parts),
-        inputs=tuple(parts),
-        rule=rule,
-        borders=borders,
-        padding_mode=_mode(parts),
-        multiple=_multiple(parts),
-        selection=np.concatenate(copies) if len(copies) == len(parts) else None,
-        support=_support(parts, kernel, before),
-        constant_padding=any(part.constant_padding for part in parts),
+    return executable(
+        AffineConv(
+            in_channels=parts[0].in_channels,
+            incidence=incidence,
+            kernel=kernel,
+            before=before,
+            stride=parts[0].stride,
+            extent=parts[0].extent,
+            biased=any(part.biased for part in parts),
+            inputs=tuple(parts),
+            rule=rule,
+            borders=borders,
+            padding_mode=_mode(parts),
+            multiple=_multiple(parts),
+            zoom=parts[0].zoom,
+            selection=np.concatenate(copies) if len(copies) == len(parts) else None,
+            support=_support(parts, kernel, before),
+            constant_padding=any(part.constant_padding for part in parts),
+        )
     )
+
+
+def executable(map_: AffineConv) -> AffineConv | Decline:
+    """The map, or why no transposed convolution executes it."""
+    if not map_.is_zoomed:
+        return map_
+    if map_.borders:
+        return Decline(Reason.UNSUPPORTED, "adds a border term to a transposed convolution")
+    found = transposed_padding(map_)
+    return found if isinstance(found, Decline) else map_
 
 
 def united(
@@ -157,6 +173,9 @@ def _clash(parts: Sequence[AffineConv], verb: str) -> Decline | None:
     for part in parts[1:]:
         if part.axes != first.axes or part.in_channels != first.in_channels:
             return Decline(Reason.NOT_EXACT, f"{verb} maps of differently shaped inputs")
+        if part.zoom != first.zoom:
+            fact = f"{verb} maps that spread their input by {times(first.zoom)} and {times(part.zoom)}"
+            return Decline(Reason.NOT_EXACT, fact)
         if part.stride != first.stride:
             return Decline(Reason.NOT_EXACT, f"{verb} maps of stride {times(first.stride)} and {times(part.stride)}")
         if part.extent != first.extent:

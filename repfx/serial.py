@@ -22,7 +22,7 @@ from torch import Tensor
 
 from repfx.affine import ZEROS, AffineConv, Border, moved, times
 from repfx.decline import Decline, Reason
-from repfx.parallel import grown, united
+from repfx.parallel import executable, grown, united
 from repfx.values import Values, composed, dilated
 
 
@@ -61,26 +61,36 @@ def compose(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:
     if outer.selection is not None and inner.selection is not None and copies:
         selection = inner.selection[outer.selection]
     stride = inner.stride
-    return AffineConv(
-        in_channels=inner.in_channels,
-        incidence=incidence,
-        kernel=tuple((k2 - 1) * s + k1 for k2, s, k1 in zip(outer.kernel, stride, inner.kernel)),
-        before=tuple(b1 + s * b2 for b1, s, b2 in zip(inner.before, stride, outer.before)),
-        stride=tuple(s1 * s2 for s1, s2 in zip(stride, outer.stride)),
-        extent=tuple(e1 + s * (1 + e2) for e1, s, e2 in zip(inner.extent, stride, outer.extent)),
-        biased=outer.biased or inner.biased,
-        inputs=(outer, inner),
-        rule=rule,
-        borders=borders,
-        padding_mode=outer.padding_mode if outer.padding_mode != ZEROS else inner.padding_mode,
-        multiple=_multiple(outer, inner),
-        selection=selection,
-        support=_support(outer, inner),
-        constant_padding=outer.constant_padding or inner.constant_padding,
+    return executable(
+        AffineConv(
+            in_channels=inner.in_channels,
+            incidence=incidence,
+            kernel=tuple((k2 - 1) * s + k1 for k2, s, k1 in zip(outer.kernel, stride, inner.kernel)),
+            before=tuple(b1 + s * b2 for b1, s, b2 in zip(inner.before, stride, outer.before)),
+            stride=tuple(s1 * s2 for s1, s2 in zip(stride, outer.stride)),
+            extent=tuple(e1 + s * (1 + e2) for e1, s, e2 in zip(inner.extent, stride, outer.extent)),
+            biased=outer.biased or inner.biased,
+            inputs=(outer, inner),
+            rule=rule,
+            borders=borders,
+            padding_mode=outer.padding_mode if outer.padding_mode != ZEROS else inner.padding_mode,
+            multiple=_multiple(outer, inner),
+            selection=selection,
+            support=_support(outer, inner),
+            constant_padding=outer.constant_padding or inner.constant_padding,
+            zoom=outer.zoom if outer.is_zoomed else inner.zoom,
+        )
     )
 
 
 def _refusal(outer: AffineConv, inner: AffineConv) -> Decline | None:
+    if outer.is_zoomed and not inner.is_pointwise:
+        return Decline(Reason.NOT_EXACT, "is a transposed convolution of a map that is not per-pixel")
+    if outer.is_zoomed and (inner.biased or inner.borders):
+        fact = "is a transposed convolution of a shifted value; the shift reaches the gaps between the pixels nowhere"
+        return Decline(Reason.NOT_EXACT, fact)
+    if inner.is_zoomed and any(s != 1 for s in outer.stride):
+        return Decline(Reason.UNSUPPORTED, "strides over the output of a transposed convolution")
     if outer.padding_mode != ZEROS:
         if inner.is_pointwise and not inner.borders:
             return None

@@ -807,7 +807,7 @@ STAYS: dict[str, Stays] = {
         "concatenates maps with padding modes replicate and zeros", TWO_CONVS,
     ),
     "one axis by zeros, the other by reflection": Stays(
-        lambda s, x: s.a(F.pad(F.pad(x, (1, 1)), (0, 0, 1, 1), mode="reflect")), {"a": c(4, 4, 3, 0)}, "pad_1, a",
+        lambda s, x: s.a(F.pad(F.pad(x, (1, 1)), (0, 0, 1, 1), mode="reflect")), {"a": c(4, 4, 3, 0)}, "pad_1",
         "reflect-pads a map that is not per-pixel", {"convolutions": 1, "others": 2},
     ),
 }  # fmt: skip

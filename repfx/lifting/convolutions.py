@@ -75,6 +75,61 @@ def _conv_module(node: fx.Node, module: Any, context: Context) -> Op | None:
     return fixed(argument(node, 0, "input"), map_)
 
 
+def _transposed_module(node: fx.Node, module: Any, context: Context) -> Op | None:
+    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    if not any(type(module).forward is kind.forward for kind in kinds):
+        return context.declined(node, f"{type(module).__name__} overrides the convolution's forward")
+    if argument(node, 1, "output_size") is not None:
+        return context.declined(node, "is told its output size, from which its padding follows")
+    map_ = makers.from_transposed(
+        _weight_of(module),
+        None if module.bias is None else lambda: leaf(module.bias),
+        shape=module.weight.shape,
+        groups=module.groups,
+        stride=module.stride,
+        padding=module.padding,
+        output_padding=module.output_padding,
+        dilation=module.dilation,
+    )
+    return fixed(argument(node, 0, "input"), map_)
+
+
+def _transposed_function(axes: int) -> Callable[[fx.Node, Context], Op | None]:
+    def rule(node: fx.Node, context: Context) -> Op | None:
+        weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
+        read, shape = context.tensor(weight), context.constants.shape(weight) if isinstance(weight, fx.Node) else None
+        if read is None:
+            return context.declined(node, "its weight depends on the input")
+        if bias is not None and context.tensor(bias) is None:
+            return context.declined(node, "its bias depends on the input")
+        if shape is None:
+            return context.declined(node, "the shape of its weight is not known", reason=Reason.UNKNOWN_FACT)
+        stride, dilation = (
+            tuple_of(argument(node, 3, "stride", 1), axes),
+            tuple_of(argument(node, 7, "dilation", 1), axes),
+        )
+        padding, more = (tuple_of(argument(node, *place), axes) for place in _TRANSPOSED_PADDING)
+        groups = argument(node, 6, "groups", 1)
+        if stride is None or dilation is None or padding is None or more is None or not isinstance(groups, int):
+            return context.declined(node, "its stride, padding, dilation or groups depend on the input's size")
+        map_ = makers.from_transposed(
+            read,
+            None if bias is None else context.tensor(bias),
+            shape=shape,
+            groups=groups,
+            stride=stride,
+            padding=padding,
+            output_padding=more,
+            dilation=dilation,
+        )
+        return fixed(argument(node, 0, "input"), map_)
+
+    return rule
+
+
+_TRANSPOSED_PADDING = ((4, "padding", 0), (5, "output_padding", 0))
+
+
 def _module_padding(module: Any, axes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if module.padding == "valid":
         return (0,) * axes, (0,) * axes
@@ -279,6 +334,7 @@ MODULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _conv_module,
     nn.Conv3d: _conv_module,
     nn.Linear: _linear_module,
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed_module),
     nn.AvgPool1d: _pool_module,
     nn.AvgPool2d: _pool_module,
     nn.AvgPool3d: _pool_module,
@@ -293,6 +349,9 @@ FUNCTIONS: dict[Any, Callable[[fx.Node, Context], Op | None]] = {
     F.conv2d: _conv_function(2),
     F.conv3d: _conv_function(3),
     F.linear: _linear_function,
+    F.conv_transpose1d: _transposed_function(1),
+    F.conv_transpose2d: _transposed_function(2),
+    F.conv_transpose3d: _transposed_function(3),
     F.avg_pool1d: _pool_function(1),
     F.avg_pool2d: _pool_function(2),
     F.avg_pool3d: _pool_function(3),
