@@ -36,12 +36,19 @@ ZEROS = "zeros"
 class Border:
     """Window of one border term: tap t looks at `n stride + t - before` of the plane of ones.
 
-    A `free` axis is not looked at: along it the plane of ones has no border.
+    The plane is as large as the input, or `longer`: a constant on a map that padding has enlarged or an
+    unpadded kernel has cut (negative) is one inside that map.  A `free` axis is not looked at: along it the
+    plane of ones has no border.
     """
 
     kernel: tuple[int, ...]
     before: tuple[int, ...]
     free: tuple[bool, ...]
+    longer: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = self.longer or (0,) * len(self.free)
+        object.__setattr__(self, "longer", tuple(0 if free else size for free, size in zip(self.free, given)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,6 +82,7 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
             border.before,
             map_.stride,
             border.free,
+            border.longer,
         )
         for border, ones in zip(map_.borders, values.ones)
     ]

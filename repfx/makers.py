@@ -244,15 +244,15 @@ def pad_by(channels: int, before: Sequence[int], after: Sequence[int], mode: str
     return replace(plain, padding_mode=mode)
 
 
-def with_borders(map_: AffineConv, terms: Sequence[tuple[tuple[int, ...], tuple[bool, ...], Tensor]]) -> AffineConv:
-    """The map plus border terms: (before, free, taps (O, *kernel)) each."""
+def with_borders(map_: AffineConv, terms: Sequence[tuple[Border, Tensor]]) -> AffineConv:
+    """The map plus border terms, each with its taps (O, *kernel)."""
     if not terms:
         return map_
-    borders = tuple(Border(tuple(taps.shape[1:]), before, free) for before, free, taps in terms)
+    borders = tuple(border for border, _ in terms)
 
     def rule(values: Sequence[Values]) -> Values:
         (v,) = values
-        return Values(v.planes, v.bias, tuple(taps.double() for _, _, taps in terms))
+        return Values(v.planes, v.bias, tuple(taps.double() for _, taps in terms))
 
     return replace(map_, inputs=(map_,), rule=rule, borders=borders, biased=True)
 

@@ -143,21 +143,21 @@ def executable(map_: AffineConv) -> AffineConv | Decline:
 def united(
     owners: Sequence[Sequence[Border]],
 ) -> tuple[tuple[Border, ...], tuple[tuple[tuple[int, int], ...], ...]]:
-    """One border term per pattern of free axes, large enough for all of its kind.
+    """One border term per plane of ones, large enough for all windows on it.
 
     Returns the terms and, for each, who contributes: pairs (owner, index among the owner's terms).
     """
-    groups: dict[tuple[bool, ...], list[tuple[int, int]]] = {}
+    groups: dict[tuple[tuple[bool, ...], tuple[int, ...]], list[tuple[int, int]]] = {}
     for i, owned in enumerate(owners):
         for j, border in enumerate(owned):
-            groups.setdefault(border.free, []).append((i, j))
+            groups.setdefault((border.free, border.longer), []).append((i, j))
     borders = []
-    for free, users in groups.items():
+    for (free, longer), users in groups.items():
         members = [owners[i][j] for i, j in users]
         axes = range(len(free))
         before = tuple(max(m.before[a] for m in members) for a in axes)
         kernel = tuple(before[a] + max(m.kernel[a] - m.before[a] for m in members) for a in axes)
-        borders.append(Border(kernel, before, free))
+        borders.append(Border(kernel, before, free, longer))
     return tuple(borders), tuple(tuple(users) for users in groups.values())
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repfx import makers
-from repfx.affine import AffineConv
+from repfx.affine import AffineConv, Border
 from repfx.decline import Decline, Reason
 from repfx.lifting.context import Context, argument, tuple_of
 from repfx.modules import BorderTerm, _Extended
@@ -71,8 +71,12 @@ def _conv_module(node: fx.Node, module: Any, context: Context) -> Op | None:
     )
     if extended:
         terms = [b for b in module.borders if isinstance(b, BorderTerm)]
-        map_ = makers.with_borders(map_, [(b.before, b.free, b.weight) for b in terms])
+        map_ = makers.with_borders(map_, [(_border_of(b), b.weight) for b in terms])
     return fixed(argument(node, 0, "input"), map_)
+
+
+def _border_of(term: BorderTerm) -> Border:
+    return Border(tuple(term.weight.shape[1:]), term.before, term.free, term.longer)
 
 
 def _transposed_module(node: fx.Node, module: Any, context: Context) -> Op | None:
