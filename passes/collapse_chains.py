@@ -3,6 +3,7 @@
     Given:  y = conv2(conv1(x))      Result: y = conv(x)
             y = bn(conv(x))                  y = conv(x)
             y = conv(bn(x))                  y = conv(x)      # a border term where conv is padded
+            y = conv(pad(bn(x)))             y = conv(x)      # also where conv(pad(x)) alone saves nothing
 
 Exact when the second map pads nothing, or the first one's kernel sees nothing beyond its own output
 (EXACTNESS, "Serial"); its constants then become a bias or a border term.  Declined where it is not, where
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from repfx.affine import AffineConv
 from repfx.decline import Decline
 from repfx.graph import LiftedGraph
 from repfx.ops import Affine, Sum
@@ -43,6 +45,17 @@ class CollapseChains:
                 yield region
                 continue
             yield Proposal(self.name, ((node, Apply(region.map, inner)),), region.nodes)
+            further = _single(lifted, inner) if lifted.alive(node) and _moves_pixels(lifted, first) else None
+            region = between(lifted, further, node) if further is not None else region
+            if further is not None and not isinstance(region, Decline):
+                yield Proposal(self.name, ((node, Apply(region.map, further)),), region.nodes)
+
+
+def _moves_pixels(lifted: LiftedGraph, node: fx.Node) -> bool:
+    """A pad or a crop: the convolution behind it may have to pad by itself all the same."""
+    op = lifted.op(node)
+    map_ = lifted.map_of(node, op.axes) if isinstance(op, Affine) and op.axes is not None else None
+    return isinstance(map_, AffineConv) and all(k == 1 for k in map_.kernel) and not map_.is_pointwise
 
 
 def _single(lifted: LiftedGraph, node: fx.Node) -> fx.Node | None:

@@ -75,6 +75,7 @@ class AffineConv:
     selection: Ints | None = field(default=None, repr=False)  # pure copies: output o is input selection[o]
     constant_padding: bool = False  # padded by an operation of its own; a border term may vanish
     zoom: tuple[int, ...] = ()  # distance of neighbouring pixels in the spread input
+    laps: bool = False  # circular padding that may go round more than once, which torch's own refuses
     uniform: bool = False  # all weights are one number: an average pooling as the user wrote it
     support: NDArray[np.bool_] = field(default_factory=lambda: np.ones((), bool), repr=False)  # taps in use
 

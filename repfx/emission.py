@@ -102,7 +102,7 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
     if not apart and not borders:
         return _filled(PLAIN[map_.axes](**arguments), weight, bias, target, path)  # type: ignore[arg-type]
     conv = EXTENDED[map_.axes](**arguments)
-    conv._setup(form.pads if apart else (), form.padding_mode, borders)
+    conv._setup(form.pads if apart else (), form.padding_mode, borders, laps=form.laps)
     return _filled(conv, weight, bias, target, path)
 
 

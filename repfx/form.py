@@ -48,6 +48,7 @@ class Form:
     output_padding: tuple[int, ...] = ()  # of a transposed convolution
     pads: tuple[tuple[int, int], ...] = ()  # (before, after); negative crops
     padding_mode: str = ZEROS
+    laps: bool = False
     biased: bool = False
     borders: int = 0
     border_parameters: int = 0
@@ -67,7 +68,7 @@ class Form:
     @property
     def padded_apart(self) -> bool:
         """Whether the padding is no symmetric, non-negative one that a convolution takes itself."""
-        return any(before != after or before < 0 for before, after in self.pads)
+        return self.laps or any(before != after or before < 0 for before, after in self.pads)
 
     @property
     def macs(self) -> int:
@@ -143,6 +144,7 @@ def form_of(map_: AffineConv) -> Form:
         stride=map_.stride,
         pads=pads,
         padding_mode=map_.padding_mode,
+        laps=map_.laps,
         biased=map_.biased,
         borders=len(map_.borders),
         border_parameters=sum(map_.out_channels * prod(b.kernel) for b in map_.borders),

@@ -124,16 +124,22 @@ class _Extended(nn.Module):
     pads: tuple[tuple[int, int], ...]
     pad_mode: str
     borders: nn.ModuleList
+    laps: bool = False  # circular padding that may be larger than the image
 
-    def _setup(self, pads: Sequence[tuple[int, int]], pad_mode: str, borders: Sequence[BorderTerm]) -> None:
+    def _setup(
+        self, pads: Sequence[tuple[int, int]], pad_mode: str, borders: Sequence[BorderTerm], *, laps: bool = False
+    ) -> None:
         self.pads = tuple(pads)
         self.pad_mode = pad_mode
+        self.laps = laps
         self.borders = nn.ModuleList(borders)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, *sizes) to (B, O, *sizes')."""
         sizes = x.shape[2:]
-        if self.pads:
+        if self.laps:
+            x = self._wound(x)
+        elif self.pads:
             flat = [p for pair in reversed(self.pads) for p in pair]
             if any(min(pair) < 0 < max(pair) for pair in self.pads):
                 x = self._padded(x, [max(p, 0) for p in flat])  # first: a crop may be longer than a small image
@@ -143,6 +149,14 @@ class _Extended(nn.Module):
         for border in self.borders:
             y = y + border(sizes, y.shape[2:])
         return y
+
+    def _wound(self, x: Tensor) -> Tensor:
+        """Position p of the extended image is position p mod size."""
+        for axis, (before, after) in enumerate(self.pads, start=2):
+            if before or after:
+                places = torch.arange(-before, x.shape[axis] + after, device=x.device) % x.shape[axis]
+                x = x.index_select(axis, places)
+        return x
 
     def _padded(self, x: Tensor, flat: list[int]) -> Tensor:
         """Cropping is the same in every mode."""

@@ -71,6 +71,7 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
             padding_mode=_mode(parts),
             multiple=_multiple(parts),
             zoom=parts[0].zoom,
+            laps=any(part.laps for part in parts),
             support=_support(parts, kernel, before),
             constant_padding=any(part.constant_padding for part in parts),
         )
@@ -123,6 +124,7 @@ def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
             padding_mode=_mode(parts),
             multiple=_multiple(parts),
             zoom=parts[0].zoom,
+            laps=any(part.laps for part in parts),
             selection=np.concatenate(copies) if len(copies) == len(parts) else None,
             support=_support(parts, kernel, before),
             constant_padding=any(part.constant_padding for part in parts),

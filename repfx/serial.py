@@ -81,6 +81,7 @@ def compose(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:
             support=_support(outer, inner),
             constant_padding=outer.constant_padding or inner.constant_padding,
             zoom=outer.zoom if outer.is_zoomed else inner.zoom,
+            laps=outer.laps or inner.laps or (outer.padding_mode == inner.padding_mode == "circular"),
         )
     )
 
@@ -94,10 +95,7 @@ def _refusal(outer: AffineConv, inner: AffineConv) -> Decline | None:
     if inner.is_zoomed and any(s != 1 for s in outer.stride):
         return Decline(Reason.UNSUPPORTED, "strides over the output of a transposed convolution")
     if outer.padding_mode != ZEROS:
-        if inner.is_pointwise and not inner.borders:
-            return None
-        fact = f"{outer.padding_mode}-pads a map that is not per-pixel; its border would be extended differently"
-        return Decline(Reason.NOT_EXACT, fact)
+        return _extended_otherwise(outer, inner)
     if inner.padding_mode != ZEROS and any(outer.pads(i) for i in range(outer.axes)):
         return Decline(Reason.NOT_EXACT, f"zero-pads the output of a {inner.padding_mode}-padded map")
     for axis in range(outer.axes):
@@ -111,6 +109,34 @@ def _refusal(outer: AffineConv, inner: AffineConv) -> Decline | None:
             if touches_before or touches_after:
                 return _on_the_frame(outer, inner, some=not touches_before and stride > 1)
     return None
+
+
+def _extended_otherwise(outer: AffineConv, inner: AffineConv) -> Decline | None:
+    """Reflect, replicate or circular padding of the inner output, against that of the input.
+
+    Where the inner map is per-pixel along the padded axis, it commutes with the extension.  Circular after
+    circular: an inner map that keeps the size and wraps is periodic, like its input.
+    """
+    mode = outer.padding_mode
+    if inner.borders:
+        return Decline(Reason.NOT_EXACT, f"{mode}-pads a map whose constants fade at its own border")
+    for axis in range(outer.axes):
+        if inner.pads(axis) and inner.padding_mode != mode:
+            return Decline(Reason.NOT_EXACT, f"{mode}-pads a {inner.padding_mode}-padded map")
+        shape = (inner.kernel[axis], inner.stride[axis], inner.before[axis], inner.extent[axis])
+        if not outer.pads(axis) or shape == (1, 1, 0, -1):
+            continue
+        keeps_size = inner.stride[axis] == 1 and inner.extent[axis] == -1
+        if not (mode == inner.padding_mode == "circular" and keeps_size and _wraps(inner, axis)):
+            fact = f"{mode}-pads a map that is not per-pixel; its border would be extended differently"
+            return Decline(Reason.NOT_EXACT, fact)
+        if not _wraps(outer, axis):
+            return Decline(Reason.NOT_EXACT, f"{mode}-pads one side and crops the other")
+    return None
+
+
+def _wraps(map_: AffineConv, axis: int) -> bool:
+    return map_.before[axis] >= 0 and map_.after[axis] >= 0
 
 
 def _on_the_frame(outer: AffineConv, inner: AffineConv, *, some: bool) -> Decline:

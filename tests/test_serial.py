@@ -13,7 +13,7 @@ from torch import Tensor
 
 from repfx.affine import AffineConv
 from repfx.decline import Decline, Reason
-from repfx.makers import crop, pixel_unshuffle
+from repfx.makers import crop, pad_constant, pixel_unshuffle
 from repfx.serial import compose
 from tests import twins
 from tests.twins import LENGTHS, Twin, applied, assert_computes, chained, disagreement
@@ -182,6 +182,26 @@ ACCEPTED = {
     "norm then reflect": (twins.norm(2, 2), twins.conv(2, 2, (3, 3), before=1, mode="reflect")),
     "norm then replicate": (twins.norm(2, 2), twins.conv(2, 2, (3, 3), before=1, mode="replicate")),
     "norm then circular": (twins.norm(2, 2), twins.conv(2, 2, (3, 3), before=1, mode="circular")),
+    "circular then circular": (
+        twins.conv(2, 2, (3, 3), before=1, mode="circular"),
+        twins.conv(2, 2, (3, 5), stride=2, before=(1, 2), mode="circular"),
+    ),
+    "one-sided circular twice": (
+        twins.conv(2, 2, (2, 2), before=(1, 0), after=(0, 1), mode="circular"),
+        twins.conv(2, 2, (4, 2), before=(0, 1), after=(2, 1), mode="circular"),
+    ),
+    "1xk then kx1, reflecting": (
+        twins.conv(2, 2, (1, 3), before=(0, 1), mode="reflect"),
+        twins.conv(2, 2, (3, 1), before=(1, 0), mode="reflect"),
+    ),
+    "1xk then kx1, replicating": (
+        twins.conv(2, 2, (1, 3), before=(0, 1), mode="replicate"),
+        twins.conv(2, 2, (3, 1), before=(1, 0), mode="replicate"),
+    ),
+    "valid 1xk then kx1, replicating": (
+        twins.conv(2, 2, (1, 3)),
+        twins.conv(2, 2, (3, 1), before=(1, 0), mode="replicate"),
+    ),
     "norm then linear": (twins.norm(3, 0), twins.conv(3, 2, ())),
     "linear then linear": (twins.conv(3, 5, ()), twins.conv(5, 2, ())),
     "norm then 3d": (twins.norm(2, 3), twins.conv(2, 2, (1, 2, 3), before=(0, 1, 1))),
@@ -215,7 +235,42 @@ DECLINED = {
     "3x3 p1 then circular": (
         twins.conv(2, 2, (3, 3), before=1),
         twins.conv(2, 2, (3, 3), before=1, mode="circular"),
+        "circular-pads a zeros-padded map",
+    ),
+    "circular with a stride, then circular": (
+        twins.conv(2, 2, (3, 3), stride=2, before=1, mode="circular"),
+        twins.conv(2, 2, (3, 3), before=1, mode="circular"),
         "circular-pads a map that is not per-pixel",
+    ),
+    "circular that grows, then circular": (
+        twins.conv(2, 2, (3, 3), before=1, after=2, mode="circular"),
+        twins.conv(2, 2, (3, 3), before=1, mode="circular"),
+        "circular-pads a map that is not per-pixel",
+    ),
+    "circular that shrinks, then circular": (
+        twins.conv(2, 2, (3, 3), before=1, after=0, mode="circular"),
+        twins.conv(2, 2, (3, 3), before=1, mode="circular"),
+        "circular-pads a map that is not per-pixel",
+    ),
+    "valid, then circular": (
+        twins.conv(2, 2, (3, 3)),
+        twins.conv(2, 2, (3, 3), before=1, mode="circular"),
+        "circular-pads a map that is not per-pixel",
+    ),
+    "1xk zeros, then kx1 reflecting": (
+        twins.conv(2, 2, (1, 3), before=(0, 1)),
+        twins.conv(2, 2, (3, 1), before=(1, 0), mode="reflect"),
+        "reflect-pads a zeros-padded map",
+    ),
+    "replicate then replicate": (
+        twins.conv(2, 2, (3, 3), before=1, mode="replicate"),
+        twins.conv(2, 2, (3, 3), before=1, mode="replicate"),
+        "replicate-pads a map that is not per-pixel",
+    ),
+    "constants that fade, then circular": (
+        twins.Twin(pad_constant(2, (-1, 0), (0, -1), 2.0), lambda x: x),
+        twins.conv(2, 2, (3, 3), before=1, mode="circular"),
+        "whose constants fade at its own border",
     ),
     "circular then 3x3 p1": (
         twins.conv(2, 2, (3, 3), before=1, mode="circular"),

@@ -237,6 +237,27 @@ PADDINGS: dict[str, Row] = {
     "F.pad replicate": valid(lambda s, x: F.pad(x, (1, 1, 1, 1), mode="replicate"), ONE | {"others": 1}),
     "F.pad circular": valid(lambda s, x: F.pad(x, (1, 1, 1, 1), mode="circular"), ONE | {"others": 6}, LARGE),
     "torch.nn.functional.pad twice": valid(lambda s, x: F.pad(F.pad(x, (1, 1)), (0, 0, 1, 1))),
+    **{
+        f"norm, then F.pad {mode}": Row(
+            lambda s, x, mode=mode: s.a(F.pad(s.n(x), (1, 1, 2, 1), mode=mode)),
+            {"a": c(4, 3, 3, 0), "n": lambda: BN(4)},
+            ONE | {"others": 6 if mode == "circular" else 1},
+            sizes=LARGE,
+        )
+        for mode in ("reflect", "replicate", "circular")
+    },
+    "1x1, then circular": Row(
+        lambda s, x: s.b(s.a(x)),
+        {"a": c(4, 4, 1), "b": c(4, 3, padding_mode="circular")},
+        ONE | {"others": 6},
+        sizes=LARGE,
+    ),
+    "circular, then circular": Row(
+        lambda s, x: s.b(s.a(x)),
+        {"a": c(4, 4, groups=4, padding_mode="circular"), "b": c(4, 4, 5, groups=4, padding_mode="circular")},
+        ONE | {"permutations": 2, "others": 4},
+        sizes=((8, 8), (2, 3), (4, 2), (5, 9)),
+    ),
     "crop": valid(lambda s, x: x[:, :, 1:, :-1], sizes=LARGE),
     "stride by slicing": Row(lambda s, x: s.a(x[:, :, ::2, ::2]), {"a": c(4, 3, 1)}),
     "pool of the input": Row(lambda s, x: s.a(F.avg_pool2d(x, 2)), {"a": c(4, 4, 1, groups=4)}, sizes=LARGE),
@@ -799,7 +820,16 @@ STAYS: dict[str, Stays] = {
     ),
     "zeros, then circular": Stays(
         lambda s, x: s.b(s.a(x)), {"a": c(4, 4, groups=4), "b": c(4, 4, groups=4, padding_mode="circular")}, "b",
-        "circular-pads a map that is not per-pixel", TWO_CONVS,
+        "circular-pads a zeros-padded map", TWO_CONVS,
+    ),
+    "pads and crops at once": Stays(
+        lambda s, x: s.b(F.pad(s.a(x), (1, -1, 0, 0), mode="circular")), PAIR, "pad",
+        "pads and crops, the crop first", TWO_CONVS,
+    ),
+    "circular and strided, then circular": Stays(
+        lambda s, x: s.b(s.a(x)),
+        {"a": c(4, 4, groups=4, stride=2, padding_mode="circular"), "b": c(4, 4, groups=4, padding_mode="circular")},
+        "b", "circular-pads a map that is not per-pixel", TWO_CONVS,
     ),
     "replicate beside zeros, concatenated": Stays(
         lambda s, x: torch.cat([s.a(x), s.b(x)], 1),
@@ -808,7 +838,7 @@ STAYS: dict[str, Stays] = {
     ),
     "one axis by zeros, the other by reflection": Stays(
         lambda s, x: s.a(F.pad(F.pad(x, (1, 1)), (0, 0, 1, 1), mode="reflect")), {"a": c(4, 4, 3, 0)}, "pad_1",
-        "reflect-pads a map that is not per-pixel", {"convolutions": 1, "others": 2},
+        "reflect-pads a zeros-padded map", {"convolutions": 1, "others": 2},
     ),
 }  # fmt: skip
 
@@ -821,6 +851,26 @@ def test_stays(name: str) -> None:
     assert_declined(fused, case.reason, case.place, case.fact)
     found = counted(left(fused, 4, case.sizes[0]))
     assert {kind: found.get(kind, 0) for kind in case.kept} == case.kept
+
+
+def test_going_round_more_than_once_survives_compiling_again_and_exporting() -> None:
+    """torch's own circular padding refuses images smaller than the pad; each of the two had room."""
+    mode = "circular"
+    network = Net(
+        lambda s, x: s.b(s.a(x)), a=conv(4, 4, groups=4, padding_mode=mode), b=conv(4, 4, groups=4, padding_mode=mode)
+    )
+    original, fused = compiled(network, 4, ((1, 1), (8, 8), (1, 5)))
+    longer = Net(lambda s, x: s.n(s.f(x)), f=fused, n=hostile.prepared(BN(4), 1)).eval()
+    again = repfx.reparameterize(longer)
+    assert "batch_norms" not in counted(left(again, 4))
+    hostile.assert_same(longer, again, torch.randn(2, 4, 1, 3, dtype=torch.float64))
+    for parameter in fused.parameters():
+        parameter.requires_grad_(False)
+    size = {2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)}
+    program = torch.export.export(fused, (torch.randn(1, 4, 9, 12).double(),), dynamic_shapes=(size,)).module()
+    x = torch.randn(1, 4, 5, 14).double()
+    with torch.no_grad():
+        assert hostile.relative_error(original(x), program(x)) <= hostile.TOLERANCE
 
 
 def test_a_norm_between_transpositions_that_others_read_too() -> None:

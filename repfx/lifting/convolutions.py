@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ def _conv_module(node: fx.Node, module: Any, context: Context) -> Op | None:
         padding_mode=module.pad_mode if extended and pads else module.padding_mode,
     )
     if extended:
+        map_ = replace(map_, laps=module.laps)
         terms = [b for b in module.borders if isinstance(b, BorderTerm)]
         map_ = makers.with_borders(map_, [(_border_of(b), b.weight) for b in terms])
     return fixed(argument(node, 0, "input"), map_)
@@ -277,6 +279,8 @@ def _padded(node: fx.Node, context: Context, pads: object, mode: str, value: obj
         axes = rank - 2
     before = tuple(reversed(numbers[0::2]))
     after = tuple(reversed(numbers[1::2]))
+    if mode != "constant" and min(numbers) < 0:
+        return context.declined(node, "pads and crops, the crop first; that is no extension of its input")
     if mode != "constant":
         return _padded_by(source, axes, before, after, mode)
     if not isinstance(value, int | float | None):
