@@ -7,6 +7,7 @@ from passes.collapse_concats import CollapseConcats
 from passes.collapse_sums import CollapseSums
 from passes.drop_noops import DropNoops
 from passes.fold_scales import FoldScales
+from passes.fold_through_shuffle import FoldThroughShuffle
 from passes.merge_siblings import MergeSiblings
 from repfx.protocol import Pass
 
@@ -14,6 +15,7 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     DropNoops(),
     CollapseChains(),
     FoldScales(),
+    FoldThroughShuffle(),
     CollapseSums(),
     AverageHeads(),
     CollapseConcats(),

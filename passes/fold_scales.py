@@ -35,7 +35,7 @@ class FoldScales:
         for node in lifted.nodes():
             if not lifted.alive(node):
                 continue
-            map_ = _scale(lifted, node)
+            map_ = scale_of(lifted, node)
             if map_ is None:
                 continue
             op = lifted.op(node)
@@ -59,7 +59,8 @@ def _left(lifted: LiftedGraph, node: fx.Node, source: fx.Node) -> Decline:
     return Decline(Reason.NOT_EXACT, fact, lifted.place(node))
 
 
-def _scale(lifted: LiftedGraph, node: fx.Node) -> AffineConv | None:
+def scale_of(lifted: LiftedGraph, node: fx.Node) -> AffineConv | None:
+    """The map of a node that is one scale and shift per channel."""
     op = lifted.op(node)
     if not isinstance(op, Affine) or op.axes is None:
         return None

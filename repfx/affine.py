@@ -151,6 +151,26 @@ def take(map_: AffineConv, outputs: Ints) -> AffineConv:
     return replace(map_, incidence=incidence, inputs=(map_,), rule=rule, selection=selection, uniform=False)
 
 
+def repeated(map_: AffineConv, times: int) -> AffineConv:
+    """A scale and shift per channel, for channels that stand for `times` channels each: c -> c times + i."""
+    assert map_.is_pointwise
+    assert map_.incidence.is_depthwise
+
+    def rule(values: Sequence[Values]) -> Values:
+        (v,) = values
+        return Values(v.planes.repeat_interleave(times, 0), v.bias.repeat_interleave(times, 0))
+
+    channels = map_.in_channels * times
+    return replace(
+        map_,
+        in_channels=channels,
+        incidence=Incidence.selecting(np.arange(channels)),
+        inputs=(map_,),
+        rule=rule,
+        selection=None,
+    )
+
+
 def scaled(map_: AffineConv, factor: float) -> AffineConv:
     """factor * map."""
 

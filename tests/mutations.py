@@ -109,7 +109,7 @@ MUTANTS = (
     Mutant(
         "other-padding-modes-compose-freely",
         "repfx/serial.py",
-        "        if inner.is_pointwise and not inner.borders:\n            return None",
+        "        return _extended_otherwise(outer, inner)",
         "        return None",
     ),
     Mutant(
@@ -178,6 +178,18 @@ MUTANTS = (
         "repfx/makers.py",
         "2 * b + more - k for b, more, k",
         "2 * b + 0 * more - k for b, more, k",
+    ),
+    Mutant(
+        "shuffled-scale-repeated-in-blocks",
+        "repfx/affine.py",
+        "Values(v.planes.repeat_interleave(times, 0), v.bias.repeat_interleave(times, 0))",
+        "Values(v.planes.repeat_interleave(times, 0), v.bias.repeat(times))",
+    ),
+    Mutant(
+        "circular-of-any-size",
+        "repfx/serial.py",
+        "keeps_size = inner.stride[axis] == 1 and inner.extent[axis] == -1",
+        "keeps_size = inner.stride[axis] == 1",
     ),
     Mutant(
         "plane-one-pixel-short",

@@ -105,6 +105,20 @@ def test_a_constant_never_decides_a_chain_of_two() -> None:
     assert exact > 100
 
 
+def test_a_border_term_seen_outside_the_middle_map_is_declined() -> None:
+    """The second map crops, so its border term still sees ones where the third one pads with zeros."""
+    a = twins.conv(1, 2, (1,), before=1, after=1, seed=0)
+    b = twins.conv(2, 2, (1,), before=1, after=-1, seed=1)
+    inner = compose(b.map, a.map)
+    assert isinstance(inner, AffineConv)
+    assert [border.longer for border in inner.borders] == [(2,)]
+    refused = compose(twins.conv(2, 2, (1,), stride=3, before=-1, after=3).map, inner)
+    assert isinstance(refused, Decline)
+    assert "differ on the frame" in refused.fact
+    unpadded = twins.conv(2, 2, (1,), stride=3, before=-1, after=0)
+    assert_computes(compose(unpadded.map, inner), chained(a, b, unpadded), LENGTHS)
+
+
 @pytest.mark.parametrize("innermost_first", [True, False])
 def test_planes_of_ones_through_three_maps(innermost_first: bool) -> None:
     """Border terms on enlarged and cut planes go through strides and further pads, in either order."""

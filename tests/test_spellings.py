@@ -885,6 +885,19 @@ def test_a_norm_between_transpositions_that_others_read_too() -> None:
     assert counted(left(fused, 4))["convolutions"] == 2
 
 
+def test_moved_back_to_another_place() -> None:
+    """Height and width come back exchanged: no per-pixel map."""
+    _, fused = compiled(
+        Net(
+            lambda s, x: (s.a(x).permute(0, 2, 3, 1) * s.g).permute(0, 3, 2, 1),
+            a=conv(4, 4),
+            g=nn.Parameter(torch.zeros(4)),
+        ),
+        4,
+    )
+    assert counted(left(fused, 4)) == {"convolutions": 1, "muls": 1}
+
+
 def test_a_channel_order_does_not_pass_a_norm_of_tokens() -> None:
     """A lifted operation that looks through the reordered value keeps its order."""
 
