@@ -19,7 +19,7 @@ from passes.fold_scales import scale_of
 from repfx.affine import repeated
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph
-from repfx.ops import Affine
+from repfx.ops import Affine, Opaque
 from repfx.protocol import Apply, Proposal, Ref
 from repfx.regions import applied
 
@@ -69,6 +69,8 @@ def _behind_a_shuffle(rule: str, lifted: LiftedGraph, node: fx.Node) -> Iterator
 def _factor(lifted: LiftedGraph, node: fx.Node) -> int | None:
     """r, where the node is a PixelShuffle."""
     factor: object = None
+    if not isinstance(lifted.op(node), Opaque):
+        return None
     if node.op == "call_module":
         module = lifted.context.module(node)
         factor = module.upscale_factor if type(module) is nn.PixelShuffle else None

@@ -68,3 +68,8 @@ def test_declined_behind_an_activation() -> None:
     _, fused = compiled(network(lambda s, x: s.n(s.p(torch.relu(s.a(x))))), 4, **ALONE)
     assert_declined(fused, Reason.NOT_EXACT, "n", "is shuffled from relu, which is no affine map")
     assert counted(left(fused, 4))["batch_norms"] == 1
+
+
+def test_a_scale_behind_a_rewritten_value_is_none_of_its_business() -> None:
+    model = Net(lambda s, x: (s.n(s.a(x) + s.b(x)), s.b(x)), a=conv(4, 4), b=conv(4, 4, 1), n=BN(4))
+    compiled(model, 4)
