@@ -48,7 +48,8 @@ def _product(graph: fx.Graph, node: fx.Node, constants: Constants, root: nn.Modu
     if _name(node) == "addcdiv" and not constants.is_constant(c):
         return None
     given = [v for v in (b, c) if not constants.is_constant(v)]
-    if len(given) > 1 or any(not _takes_up(v, root) for v in given):
+    fixed = [v for v in (b, c) if constants.is_constant(v)]
+    if len(given) != 1 or not _takes_up(given[0], root) or not _per_channel(fixed[0], constants):
         return None
     target = operator.truediv if _name(node) == "addcdiv" else operator.mul
     with graph.inserting_before(node):
@@ -58,7 +59,7 @@ def _product(graph: fx.Graph, node: fx.Node, constants: Constants, root: nn.Modu
 
 def _lerp(graph: fx.Graph, node: fx.Node, constants: Constants, root: nn.Module) -> fx.Node | None:
     a, b, w = _argument(node, 0, "input"), _argument(node, 1, "end"), _argument(node, 2, "weight")
-    if not all(isinstance(v, fx.Node) for v in (a, b, w)) or not constants.is_constant(w):
+    if not all(isinstance(v, fx.Node) for v in (a, b, w)) or not _per_channel(w, constants):
         return None
     if any(not constants.is_constant(v) and not _takes_up(v, root) for v in (a, b)):
         return None
@@ -73,6 +74,12 @@ def _made(graph: fx.Graph, like: fx.Node, target: Any, args: tuple[Any, ...], kw
     new = graph.call_function(target, args, kwargs)
     new.meta = dict(like.meta)
     return new
+
+
+def _per_channel(constant: fx.Node, constants: Constants) -> bool:
+    """Whether it is one number, or one for each entry of a single axis."""
+    shape = constants.shape(constant)
+    return shape is not None and sum(size != 1 for size in shape) <= 1
 
 
 def _takes_up(value: fx.Node, root: nn.Module) -> bool:

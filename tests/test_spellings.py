@@ -786,6 +786,14 @@ STAYS: dict[str, Stays] = {
         lambda s, x: torch.lerp(torch.relu(x), s.b(x), s.g), {"b": c(4, 4), "g": weight(4, 1, 1)}, "lerp",
         "what it mixes cannot take it up", {"convolutions": 1},
     ),
+    "lerp by a weight that varies over the image": Stays(
+        lambda s, x: torch.lerp(s.a(x), s.b(torch.relu(x)), s.g), PAIR | {"g": weight(4, 8, 8)}, "lerp",
+        "its weight is no number", TWO_CONVS, sizes=((8, 8),),
+    ),
+    "addcmul by a weight that varies over the image": Stays(
+        lambda s, x: torch.addcmul(s.a(x), s.b(torch.relu(x)), s.g), PAIR | {"g": weight(1, 1, 8, 8)}, "addcmul",
+        "cannot take the factor up", TWO_CONVS, sizes=((8, 8),),
+    ),
     "addcmul of two values": Stays(
         lambda s, x: torch.addcmul(x, s.a(x), s.b(torch.relu(x))), PAIR, "addcmul", "multiplies two values", TWO_CONVS
     ),
