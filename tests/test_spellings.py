@@ -893,6 +893,26 @@ def test_a_norm_between_transpositions_that_others_read_too() -> None:
     assert counted(left(fused, 4))["convolutions"] == 2
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda s, x: s.b(s.a(x)[[1, 0]]),
+        lambda s, x: s.b(s.a(x)[s.i, :]),
+        lambda s, x: s.b(s.a(x)[:, :, s.i]),
+        lambda s, x: s.b(s.a(x)[:, :, x.shape[2] // 2].unsqueeze(2)),
+        lambda s, x: s.b(torch.roll(s.a(x), 1, 2)),
+        lambda s, x: s.b(torch.roll(s.a(x), 1)),
+        lambda s, x: s.b(s.a(x).flip(2, 3)),
+        lambda s, x: s.b(s.a(x).flip(0)),
+    ],
+    ids=["batch", "batch by tensor", "rows", "one row", "rolled rows", "rolled flat", "flipped image", "flipped batch"],
+)
+def test_indices_of_other_axes_than_the_channels(run: Run) -> None:
+    _, fused = compiled(Net(run, a=conv(4, 4), b=conv(4, 4, 1), i=torch.tensor([1, 0])), 4, ((8, 8), (5, 7)))
+    assert counted(left(fused, 4))["convolutions"] == 2
+    assert not repfx.report(fused).declines
+
+
 def test_moved_back_to_another_place() -> None:
     """Height and width come back exchanged: no per-pixel map."""
     _, fused = compiled(

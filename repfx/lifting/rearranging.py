@@ -15,6 +15,7 @@ from repfx import makers
 from repfx.affine import AffineConv
 from repfx.decline import Decline, Reason
 from repfx.incidence import Ints
+from repfx.inplace import is_size
 from repfx.lifting.context import Context, argument
 from repfx.modules import ChannelOrder, ChannelSlice
 from repfx.ops import Affine, Alias, Concat, Op
@@ -132,7 +133,9 @@ def _at_indices(node: fx.Node, source: fx.Node, items: list[Any], context: Conte
     dim = next(i for i, item in enumerate(items) if not isinstance(item, slice))
     if any(item != slice(None) for i, item in enumerate(items) if i != dim):
         return None
-    index, total = items[dim], context.shapes.size(source, dim)
+    index, total, rank = items[dim], context.shapes.size(source, dim), context.shapes.rank(source)
+    if (dim != 1 and (dim == 0 or rank is None or dim != rank - 1)) or (isinstance(index, fx.Node) and is_size(index)):
+        return None
     if isinstance(index, fx.Node) and not context.constants.is_constant(index):
         return context.declined(node, "its index depends on the input")
     if total is None:
