@@ -138,6 +138,8 @@ def executable(map_: AffineConv) -> AffineConv | Decline:
         return map_
     if map_.borders:
         return Decline(Reason.UNSUPPORTED, "adds a border term to a transposed convolution")
+    if map_.padding_mode != ZEROS:
+        return Decline(Reason.UNSUPPORTED, f"{map_.padding_mode}-pads the output of a transposed convolution")
     found = transposed_padding(map_)
     return found if isinstance(found, Decline) else map_
 

@@ -186,6 +186,12 @@ MUTANTS = (
         "Values(v.planes.repeat_interleave(times, 0), v.bias.repeat(times))",
     ),
     Mutant(
+        "transposed-and-wound-around",
+        "repfx/parallel.py",
+        "if map_.padding_mode != ZEROS:",
+        "if False and map_.padding_mode != ZEROS:",
+    ),
+    Mutant(
         "circular-of-any-size",
         "repfx/serial.py",
         "keeps_size = inner.stride[axis] == 1 and inner.extent[axis] == -1",

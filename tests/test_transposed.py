@@ -128,6 +128,13 @@ DECLINED = {
     "padded behind it": (
         transposed(2, 2, (1,), bias=False), twins.conv(2, 2, (1,), before=1), "padded or cropped as no transposed",
     ),
+    "circular behind one tap": (
+        transposed(2, 2, (1,), bias=False), twins.conv(2, 2, (3,), before=1, mode="circular"),
+        "circular-pads the output of a transposed convolution",
+    ),
+    "a bias padded behind it": (
+        transposed(2, 2, (2,)), twins.conv(2, 2, (3,), before=1), "adds a border term to a transposed convolution",
+    ),
     "reflected behind it": (
         transposed(2, 2, (2,)), twins.conv(2, 2, (3,), before=1, mode="reflect"), "reflect-pads a map that is not"
     ),
