@@ -136,7 +136,7 @@ DECLINED = {
         transposed(2, 2, (2,)), twins.conv(2, 2, (3,), before=1), "adds a border term to a transposed convolution",
     ),
     "reflected behind it": (
-        transposed(2, 2, (2,)), twins.conv(2, 2, (3,), before=1, mode="reflect"), "reflect-pads a map that is not"
+        transposed(2, 2, (2,)), twins.conv(2, 2, (3,), before=1, mode="reflect"), "reflect-pads a zeros-padded map"
     ),
 }  # fmt: skip
 
