@@ -9,6 +9,7 @@ from passes.commute_resampling import CommuteResampling
 from passes.drop_noops import DropNoops
 from passes.fold_norm_affine import FoldNormAffine
 from passes.fold_scales import FoldScales
+from passes.fold_through_shuffle import FoldThroughShuffle
 from passes.merge_siblings import MergeSiblings
 from repfx.protocol import Pass
 
@@ -16,6 +17,7 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     DropNoops(),
     CollapseChains(),
     FoldScales(),
+    FoldThroughShuffle(),
     CollapseSums(),
     AverageHeads(),
     CollapseConcats(),

@@ -117,15 +117,17 @@ class _Spread:
         """Can every reader of `node` live with the new order?"""
         order = self.orders[node]
         for reader in self.lifted.readers(node):
-            refused = self._reader(reader, order)
+            refused = self._reader(reader, node, order)
             if refused is not None:
                 return refused
         return None
 
-    def _reader(self, reader: fx.Node, order: Ints) -> Decline | None:
+    def _reader(self, reader: fx.Node, node: fx.Node, order: Ints) -> Decline | None:
         if not self.lifted.alive(reader) or reader.op == "output":
             return Decline(Reason.OUTSIDE_USE, "its channel order reaches an output, which must keep it")
         match self.lifted.op(reader):
+            case Affine(source=source) if source is not node:
+                return self._stuck(reader)  # lifted over an earlier value: it looks through this one
             case Affine():
                 self.absorbing.add(reader)
                 if reader in self.orders or self._map(reader) is not None:

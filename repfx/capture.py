@@ -24,6 +24,7 @@ from repfx.inplace import MutableProxy, SizedParameterProxy, functionalize
 from repfx.modules import EMITTED
 from repfx.report import Island
 from repfx.sizes import read_sizes_early
+from repfx.spelling import spell_out
 
 Exclusion = Sequence[str | type]
 
@@ -76,6 +77,7 @@ def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
             whole.add(path)
             continue
         functionalize(graph, shell)
+        spell_out(graph, shell)
         remove_guards(graph)
         read_sizes_early(graph, shell, whole)
         used = {node.target for node in graph.nodes if node.op == "call_module"}
@@ -117,7 +119,10 @@ def excluded_paths(model: nn.Module, exclude: Exclusion) -> Iterable[str]:
             yield path
 
 
-_OWN_FORWARD = (nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_OWN_FORWARD = (
+    nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
+    nn.ConvTranspose3d, nn.Linear,
+)  # fmt: skip
 
 
 class _Tracer(fx.Tracer):

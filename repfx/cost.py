@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from fractions import Fraction
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -44,9 +45,9 @@ class Cost:
             self.dense or other.dense,
         )
 
-    def at(self, density: float) -> Cost:
-        """The same at a resolution `density` times higher than the sink's."""
-        return replace(self, macs=round(self.macs * density))
+    def at(self, density: Fraction | int) -> Cost:
+        """The same at a resolution `density` times higher than the sink's (below one: lower)."""
+        return replace(self, macs=ceil(self.macs * density))
 
 
 def cost_of_form(form: Form) -> Cost:
@@ -58,7 +59,7 @@ def cost_of_form(form: Form) -> Cost:
             return Cost(light=1 if form.gathers else 0)
         case Kind.SCALE:
             return Cost(light=2, parameters=form.parameters)
-        case Kind.CONV | Kind.LINEAR:
+        case Kind.CONV | Kind.LINEAR | Kind.TRANSPOSED:
             extras = [form.gathers, form.order is not None, form.padded_apart and form.kind is Kind.CONV]
             light = form.borders + sum(extras)
             return Cost(1, light, form.macs, form.parameters, dense=form.in_channels > form.groups)
@@ -75,6 +76,8 @@ def cost_as_written(map_: AffineConv) -> Cost:
         return Cost(heavy=1)
     if map_.is_identity:
         return Cost(light=1)  # an operation nevertheless, if only a view
+    if map_.is_zoomed:
+        return cost_of_map(map_)
     if map_.incidence.is_depthwise and all(k == 1 for k in map_.kernel) and not map_.borders and not map_.is_pointwise:
         return Cost(light=1)
     return cost_of_map(map_)
@@ -106,22 +109,22 @@ def cost_of_nodes(lifted: LiftedGraph, nodes: Sequence[fx.Node], sinks: Sequence
     """
     if len(sinks) > 1:
         return sum((cost_of_node(lifted, node, axes) for node in nodes), Cost())
-    density: dict[fx.Node, float] = dict.fromkeys(sinks, 1)
+    density = dict.fromkeys(sinks, Fraction(1))
     total = Cost()
     for node in sorted(nodes, reverse=True):
-        own = density.get(node, 1)
+        own = density.get(node, Fraction(1))
         total = total + cost_of_node(lifted, node, axes).at(own)
         op = lifted.op(node)
         factor = own
         sources = lifted.sources(node)
         if isinstance(op, Affine):
             map_ = lifted.map_of(node, axes if op.axes is None else op.axes)
-            factor *= prod(map_.stride) if isinstance(map_, AffineConv) else 1
+            factor *= Fraction(prod(map_.stride), prod(map_.zoom)) if isinstance(map_, AffineConv) else 1
         elif isinstance(op, Resampling):
             factor *= op.resolution.density
             sources = (op.source,)
         for source in sources:
-            density[source] = max(density.get(source, 1), factor)
+            density[source] = max(density.get(source, factor), factor)
     return total
 
 

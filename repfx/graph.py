@@ -192,7 +192,8 @@ class LiftedGraph:
     def place(self, node: fx.Node) -> str:
         """Module path of a node, for people."""
         if node in self.records and self.records[node].sources:
-            return common_path(self.records[node].sources)
+            sources = self.records[node].sources
+            return common_path(sources) or sources[0]
         return place_of(node)
 
     def channels(self, node: fx.Node, axes: int) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from fractions import Fraction
 
 from torch import Tensor, fx
 
@@ -96,9 +97,9 @@ class Resolution(Enum):
         return other if self is Resolution.SAME else Resolution.UNKNOWN
 
     @property
-    def density(self) -> float:
+    def density(self) -> Fraction:
         """Positions of the source for one of the value, in order of magnitude: what "cheaper" is decided with."""
-        return {Resolution.LOWER: 4.0, Resolution.HIGHER: 0.25}.get(self, 1.0)
+        return {Resolution.LOWER: Fraction(4), Resolution.HIGHER: Fraction(1, 4)}.get(self, Fraction(1))
 
 
 @dataclass(frozen=True, eq=False)

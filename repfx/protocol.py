@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol
 
 from torch import fx
@@ -70,7 +71,7 @@ class Through:
 
     node: fx.Node
     value: Expr
-    density: float  # positions of `value` for one of the result
+    density: Fraction  # positions of `value` for one of the result
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import torch
@@ -286,13 +288,15 @@ def _facts(
 
 def _strides(lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> dict[fx.Node, int]:
     """How much larger each input is than the region's output, by the strides in between."""
-    scale: dict[fx.Node, int] = {}
+    scale: dict[fx.Node, Fraction] = {}
     for node in sorted(region, reverse=True):
-        own = scale.get(node, 1)
+        own = scale.get(node, Fraction(1))
         op = lifted.op(node)
         if isinstance(op, Affine) and op.axes:
             map_ = lifted.map_of(node, op.axes)
-            own *= 1 if isinstance(map_, Decline) else max(map_.stride)
+            own *= 1 if isinstance(map_, Decline) else Fraction(max((1, *map_.stride)), max((1, *map_.zoom)))
         for source in _read(lifted, node):
-            scale[source] = max(scale.get(source, 1), own)
-    return scale
+            scale[source] = max(scale.get(source, own), own)
+    given = [scale[node] for node in inputs if node in scale]
+    smallest = min(given, default=Fraction(1))
+    return {node: ceil(scale[node] / smallest) for node in inputs if node in scale}

@@ -44,6 +44,10 @@ FIRES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: Net(lambda s, x: s.n(s.a(torch.relu(x)) + s.b(torch.tanh(x))), a=conv(4, 4), b=conv(4, 4, 1), n=BN(4)),
         IMAGE,
     ),
+    "fold_through_shuffle": (
+        lambda: Net(lambda s, x: s.n(s.p(s.a(x))), a=conv(4, 8), p=nn.PixelShuffle(2), n=BN(2)),
+        IMAGE,
+    ),
     "collapse_sums": (lambda: Net(lambda s, x: s.a(x) + s.b(x) + x, a=conv(4, 4), b=conv(4, 4, 1)), IMAGE),
     "average_heads": (lambda: Net(lambda s, x: (s.a(x) + s.b(x)) / 2, a=nn.Linear(4, 3), b=nn.Linear(4, 3)), ()),
     "collapse_concats": (lambda: Net(chunked, a=conv(2, 2, groups=2), b=conv(2, 2, (1, 5), groups=2)), IMAGE),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from repfx.lifting import arithmetic, assigning, convolutions, norms, rearranging, resampling, reshaping
+from repfx.lifting import arithmetic, assigning, contractions, convolutions, norms, rearranging, resampling, reshaping
 from repfx.lifting.context import Context
 from repfx.ops import Constant, Input, Op, Opaque
 
@@ -19,6 +19,7 @@ __all__ = ["Context", "lift"]
 _MODULES = convolutions.MODULES | norms.MODULES | rearranging.MODULES | arithmetic.MODULES | resampling.MODULES
 _FUNCTIONS = (
     convolutions.FUNCTIONS
+    | contractions.FUNCTIONS
     | norms.FUNCTIONS
     | rearranging.FUNCTIONS
     | reshaping.FUNCTIONS
@@ -26,7 +27,7 @@ _FUNCTIONS = (
     | assigning.FUNCTIONS
     | resampling.FUNCTIONS  # last: it reads what the others leave
 )
-_METHODS = rearranging.METHODS | reshaping.METHODS | arithmetic.METHODS | resampling.METHODS
+_METHODS = rearranging.METHODS | reshaping.METHODS | arithmetic.METHODS | contractions.METHODS | resampling.METHODS
 
 
 def lift(node: fx.Node, context: Context) -> Op:

@@ -93,9 +93,13 @@ def _maybe(module: nn.Module, name: str) -> _Lazy | None:
     return lambda: leaf(getattr(module, name))
 
 
-def _batch_norm_function(node: fx.Node, context: Context) -> Op | None:
-    mean, variance = argument(node, 1, "running_mean"), argument(node, 2, "running_var")
-    weight, bias = argument(node, 3, "weight"), argument(node, 4, "bias")
+_ORDER = ("running_mean", "running_var", "weight", "bias")  # of F.batch_norm
+_RAW_ORDER = ("weight", "bias", "running_mean", "running_var")  # of torch.batch_norm
+
+
+def _batch_norm_function(node: fx.Node, context: Context, order: tuple[str, ...] = _ORDER) -> Op | None:
+    given = {name: argument(node, place, name) for place, name in enumerate(order, start=1)}
+    mean, variance, weight, bias = (given[name] for name in _ORDER)
     training, eps = argument(node, 5, "training", False), argument(node, 7, "eps", 1e-5)
     if mean is None or variance is None:
         return context.declined(node, "keeps no running statistics, so its output depends on the batch")
@@ -241,4 +245,5 @@ FUNCTIONS: dict[Any, Callable[[fx.Node, Context], Op | None]] = {
     torch.layer_norm: _layer_norm_function,
     F.group_norm: _group_norm_function,
     F.rms_norm: _rms_norm_function,
+    torch.batch_norm: lambda node, context: _batch_norm_function(node, context, _RAW_ORDER),
 }
