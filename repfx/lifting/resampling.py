@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from repfx.lifting import arithmetic, rearranging, reshaping
 from repfx.lifting.context import Context, argument
 from repfx.ops import Alias, Op, Opaque, Resampling, Resolution
 from repfx.sizes import batches, size_read
@@ -278,14 +277,6 @@ def _keeps(size: object, source: fx.Node, axis: int, context: Context) -> bool:
     return any(value in same for value in batches(read[0], context.root, context.whole))
 
 
-def _else(first: Rule, second: Rule) -> Rule:
-    def rule(node: fx.Node, context: Context) -> Op | None:
-        found = first(node, context)
-        return second(node, context) if found is None else found
-
-    return rule
-
-
 MODULES: dict[type[nn.Module], Callable[[fx.Node, Any, Context], Op | None]] = {
     nn.Upsample: _upsample,
     nn.AdaptiveAvgPool1d: _adaptive_module(1),
@@ -293,27 +284,25 @@ MODULES: dict[type[nn.Module], Callable[[fx.Node, Any, Context], Op | None]] = {
     nn.AdaptiveAvgPool3d: _adaptive_module(3),
     nn.Flatten: _flatten_module,
 }
-_FLATTEN = _else(reshaping.FUNCTIONS[torch.flatten], _flatten)
-_RESHAPE = _else(reshaping.FUNCTIONS[torch.reshape], _reshape)
 FUNCTIONS: dict[Any, Rule] = {
     F.interpolate: _interpolate,
     F.adaptive_avg_pool1d: _adaptive_function(1),
     F.adaptive_avg_pool2d: _adaptive_function(2),
     F.adaptive_avg_pool3d: _adaptive_function(3),
-    operator.getitem: _else(rearranging.FUNCTIONS[operator.getitem], _getitem),
-    torch.mean: _else(arithmetic.FUNCTIONS[torch.mean], _mean),
-    torch.flatten: _FLATTEN,
-    torch.reshape: _RESHAPE,
+    operator.getitem: _getitem,
+    torch.mean: _mean,
+    torch.flatten: _flatten,
+    torch.reshape: _reshape,
     torch.permute: _permute,
     torch.transpose: _transpose,
     torch.squeeze: _squeeze,
     torch.unsqueeze: _unsqueeze,
 }
 METHODS: dict[str, Rule] = {
-    "mean": _else(arithmetic.METHODS["mean"], _mean),
-    "flatten": _FLATTEN,
-    "view": _RESHAPE,
-    "reshape": _RESHAPE,
+    "mean": _mean,
+    "flatten": _flatten,
+    "view": _reshape,
+    "reshape": _reshape,
     "permute": _permute,
     **dict.fromkeys(("transpose", "swapaxes"), _transpose),
     "select": _select,
