@@ -6,7 +6,9 @@ from passes.collapse_chains import CollapseChains
 from passes.collapse_concats import CollapseConcats
 from passes.collapse_sums import CollapseSums
 from passes.drop_noops import DropNoops
+from passes.fold_product_scales import FoldProductScales
 from passes.fold_scales import FoldScales
+from passes.fuse_attention import FuseAttention
 from passes.merge_siblings import MergeSiblings
 from repfx.protocol import Pass
 
@@ -14,9 +16,11 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     DropNoops(),
     CollapseChains(),
     FoldScales(),
+    FoldProductScales(),
     CollapseSums(),
     AverageHeads(),
     CollapseConcats(),
+    FuseAttention(),
     MergeSiblings(),
     CarryPermutations(),
 )

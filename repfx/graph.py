@@ -36,6 +36,19 @@ class Record:
     error: float | None = None
 
 
+@dataclass(frozen=True)
+class Call:
+    """The history of a value that one call computes without a map of its own: an attention."""
+
+    text: str
+    rule: str
+    place: str
+    kinds: Counter[str]
+    sources: tuple[str, ...]
+    note: str = ""
+    error: float | None = None
+
+
 class LiftedGraph:
     """One captured graph with its lifted operations."""
 
@@ -50,6 +63,7 @@ class LiftedGraph:
                 self.context.shapes.set(node, (None, *known[1:]) if known else known)
         self.ops: dict[fx.Node, Op] = {node: lift(node, self.context) for node in graph.nodes}
         self.records: dict[fx.Node, Record] = {}
+        self.calls: dict[fx.Node, Call] = {}
         self._renamed: dict[fx.Node, fx.Node] = {}
         self._readers: dict[fx.Node, list[fx.Node]] = {}
 
@@ -166,8 +180,8 @@ class LiftedGraph:
         if node in self.records:
             return str(form_of(self.records[node].map))
         match self.op(node):
-            case Sum():
-                return "add"
+            case Sum(terms=terms):
+                return "add" if len(terms) > 1 else "scale"
             case Concat():
                 return "cat"
             case Alias():
@@ -180,6 +194,10 @@ class LiftedGraph:
                     return _module_word(self.context.module(node))
                 name = getattr(node.target, "__name__", str(node.target))
                 return {"getitem": "slice", "mul": "scale", "truediv": "scale", "add": "shift"}.get(name, name)
+            case Opaque() if node.op == "call_module":
+                return _module_word(self.context.module(node)).lower()
+            case Opaque():
+                return str(getattr(node.target, "__name__", node.target))
             case _:
                 return "op"
 

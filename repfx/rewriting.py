@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,13 +17,14 @@ import torch
 from torch import fx
 
 from repfx.affine import AffineConv
-from repfx.cost import Cost, cost_of_map, cost_of_nodes
+from repfx.attending import attended
+from repfx.cost import COST_OF_ATTENTION, Cost, cost_of_map, cost_of_nodes
 from repfx.dead import has_effect
 from repfx.decline import Decline, Reason
-from repfx.graph import LiftedGraph, Record
+from repfx.graph import Call, LiftedGraph, Record, common_path
 from repfx.objective import Objective
-from repfx.ops import Affine, Concat, Constant, Input, Sum
-from repfx.protocol import Add, Apply, Cat, Expr, Pass, Proposal, Ref, Shared
+from repfx.ops import Affine, Concat, Constant, Input, Opaque, Sum
+from repfx.protocol import Add, Apply, Attend, Cat, Expr, Pass, Proposal, Ref, Shared
 from repfx.regions import used_outside
 from repfx.verification import verify_proposal
 
@@ -137,12 +139,13 @@ class Engine:
                 new.meta["nn_module_stack"] = sink.meta.get("nn_module_stack", {})
                 lifted.ops[new] = Affine(value, map_.axes, lambda axes, channels: map_)
                 lifted.records[new] = _record(lifted, map_, proposal, absorbed, error)
-                shape = (None, map_.out_channels, *(None,) * map_.axes) if map_.axes else None
+                shape = (None, map_.out_channels, *(None,) * map_.axes) if map_.axes else self._tokens(value, map_)
                 lifted.context.shapes.set(new, shape)
                 return new
             case Shared(map=map_, value=value, part=part):
                 if id(map_) not in self._shared:
-                    self._shared[id(map_)] = self._build(Apply(map_, value), sink, proposal, proposal.interior, error)
+                    merged = [n for n in proposal.interior if isinstance(lifted.op(n), Affine | Sum)]
+                    self._shared[id(map_)] = self._build(Apply(map_, value), sink, proposal, merged, error)
                 new = self._build(Apply(part, self._shared[id(map_)]), sink, proposal, (), error)
                 lifted.records[new].sources = [lifted.place(sink)]
                 return new
@@ -163,6 +166,21 @@ class Engine:
                 rank = lifted.context.shapes.rank(sink)
                 lifted.ops[new] = Concat(tuple(nodes), first=dim == 1, last=dim == -1 or rank == dim + 1)
                 return new
+            case Attend(values=values, bias=bias, heads=heads):
+                nodes = self._build_all(values, sink, proposal, absorbed, error)
+                shapes = lifted.context.constants.shape
+                masks = [(b, tuple(shapes(b) or ()), shape) for b, shape in bias]
+                made = attended(lifted.graph, expr, nodes, masks)
+                for new in made:
+                    new.meta.update(nn_module_stack=sink.meta.get("nn_module_stack", {}), made_by=proposal.rule)
+                    lifted.ops[new] = Opaque()
+                lifted.calls[new] = _call(lifted, proposal, sink, heads, error)
+                return new
+
+    def _tokens(self, value: fx.Node, map_: AffineConv) -> tuple[int | None, ...] | None:
+        """Partial shape of a map of the last axis."""
+        given = self.lifted.context.shapes.of(value)
+        return None if given is None else (*given[:-1], map_.out_channels)
 
     def _build_all(
         self,
@@ -179,6 +197,15 @@ class Engine:
         return [self._build(v, sink, proposal, _in_order(self.lifted, o), error) for v, o in zip(values, own)]
 
 
+def _call(lifted: LiftedGraph, proposal: Proposal, sink: fx.Node, heads: int, error: float | None) -> Call:
+    """The history of an attention that is one call now."""
+    inside = sorted(n for n in proposal.interior if lifted.alive(n) and isinstance(lifted.op(n), Opaque | Concat))
+    kinds = Counter(lifted.kind(node) for node in inside)
+    text = f"scaled_dot_product_attention{f' of {heads} heads' if heads else ''}"
+    sources = tuple(lifted.place(node) for node in inside)
+    return Call(text, proposal.rule, common_path(list(sources)), kinds, sources, proposal.note, error)
+
+
 def _in_order(lifted: LiftedGraph, nodes: set[fx.Node]) -> list[fx.Node]:
     """The nodes in order of execution."""
     return sorted(n for n in nodes if lifted.alive(n))
@@ -189,7 +216,7 @@ def values_of(expr: Expr) -> Iterable[fx.Node]:
     match expr:
         case Ref(node=node) | Apply(value=node) | Shared(value=node):
             yield node
-        case Add(values=values) | Cat(values=values):
+        case Add(values=values) | Cat(values=values) | Attend(values=values):
             for value in values:
                 yield from values_of(value)
 
@@ -199,7 +226,7 @@ def maps_of(expr: Expr) -> Iterable[AffineConv]:
     match expr:
         case Apply(map=map_) | Shared(map=map_):
             yield map_
-        case Add(values=values) | Cat(values=values):
+        case Add(values=values) | Cat(values=values) | Attend(values=values):
             for value in values:
                 yield from maps_of(value)
         case Ref():
@@ -208,9 +235,20 @@ def maps_of(expr: Expr) -> Iterable[AffineConv]:
 
 def cost_of_exprs(exprs: Sequence[Expr]) -> Cost:
     """What executing several expressions costs; a shared map is executed once."""
-    shared = {id(expr.map): expr.map for expr in exprs if isinstance(expr, Shared)}
+    shared = {id(part.map): part.map for expr in exprs for part in _shared_in(expr)}
     once = sum((cost_of_map(map_) for map_ in shared.values()), Cost())
     return sum((cost_of_expr(expr) for expr in exprs), once)
+
+
+def _shared_in(expr: Expr) -> Iterable[Shared]:
+    match expr:
+        case Shared():
+            yield expr
+        case Add(values=values) | Cat(values=values) | Attend(values=values):
+            for value in values:
+                yield from _shared_in(value)
+        case Ref() | Apply():
+            return
 
 
 def cost_of_expr(expr: Expr) -> Cost:
@@ -226,6 +264,9 @@ def cost_of_expr(expr: Expr) -> Cost:
             return sum((cost_of_expr(v) for v in values), Cost(light=len(values) - 1))
         case Cat(values=values):
             return sum((cost_of_expr(v) for v in values), Cost(light=1))
+        case Attend(values=values, bias=bias):
+            own = COST_OF_ATTENTION + Cost(light=1 if len(bias) > 1 else 0)
+            return sum((cost_of_expr(v) for v in values), own)
 
 
 def erase_unused(lifted: LiftedGraph, nodes: Iterable[fx.Node]) -> None:
@@ -240,6 +281,7 @@ def erase_unused(lifted: LiftedGraph, nodes: Iterable[fx.Node]) -> None:
         lifted.graph.erase_node(node)
         del lifted.ops[node]
         lifted.records.pop(node, None)
+        lifted.calls.pop(node, None)
         work.extend(n for n in feeding if not n.users and not has_effect(n))
 
 

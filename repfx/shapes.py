@@ -210,6 +210,8 @@ class Shapes:
             "concat",
             "stack",
             "unsqueeze",
+            "matmul",
+            "bmm",
         ):
             return self._rearranged(node, name)
         if target is operator.getitem:
@@ -237,6 +239,8 @@ class Shapes:
         if given is None:
             return None
         match name:
+            case "matmul" | "bmm":
+                return self._product(node, given)
             case "flatten":
                 start, end = _argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1)
                 return _flattened(given, start, end)
@@ -263,6 +267,15 @@ class Shapes:
                 return (*given[:place], 1, *given[place:])
             case _:
                 return None
+
+    def _product(self, node: fx.Node, left: tuple[int | None, ...]) -> Shape:
+        """(..., n, d) times (..., d, m), of one rank; leading axes of size one broadcast."""
+        other = _argument(node, 1, "other", node.kwargs.get("mat2"))
+        right = self.of(other) if isinstance(other, fx.Node) else None
+        if right is None or len(right) != len(left) or len(left) < 2:
+            return None
+        lead = tuple(a if a not in (1, None) else b if b != 1 else a for a, b in zip(left[:-2], right[:-2]))
+        return (*lead, left[-2], right[-1])
 
     def _joined(self, node: fx.Node, name: str) -> Shape:
         parts = node.args[0] if node.args else node.kwargs.get("tensors")

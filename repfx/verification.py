@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from repfx.affine import AffineConv
+from repfx.attending import Eager, attended
 from repfx.decline import Decline, Reason
 from repfx.emission import Target, emit
 from repfx.graph import LiftedGraph
 from repfx.ops import Affine
-from repfx.protocol import Add, Apply, Cat, Expr, Proposal, Ref, Shared
+from repfx.protocol import Add, Apply, Attend, Cat, Expr, Proposal, Ref, Shared
 
 FLOAT64_BOUND = 1e-10  # relative, after folds whose condition is at most 1e5
 _SIZES = ((1, 8, 16, 4), (1, 9, 7, 5), (2, 3, 2, 3))  # batch, then spatial sizes
@@ -42,7 +43,8 @@ def verify_proposal(lifted: LiftedGraph, proposal: Proposal) -> float | Decline 
         return _bug(f"changes {leak.name}, which the region reads as if it were given")
     runner = _Runner(lifted)
     worst: float | None = None
-    for probe in _probes(lifted, region, inputs):
+    attend = next((e for e in replaced.values() if isinstance(e, Attend)), None)
+    for probe in _probes(lifted, region, inputs) if attend is None else _token_probes(lifted, region, inputs, attend):
         try:
             old = runner.run(region, probe, {})
         except (RuntimeError, ValueError, IndexError):
@@ -61,6 +63,34 @@ def verify_proposal(lifted: LiftedGraph, proposal: Proposal) -> float | Decline 
                 )
             worst = error if worst is None else max(worst, error)
     return worst
+
+
+def _token_probes(
+    lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.Node], expr: Attend
+) -> list[dict[fx.Node, Tensor]]:
+    """Hostile inputs of an attention: tokens for projections, or query, key and value as they stand."""
+    fixed = next((shape for _, shape in expr.bias), None)
+    counts = ((5, 3), (1, 1), (4, 7)) if fixed is None else ((fixed[-2] if fixed[-2] > 1 else 3, fixed[-1]),)
+    rank = lifted.context.shapes.rank(region[-1])
+    probes = []
+    generator = torch.Generator().manual_seed(0)
+    for queries, keys in counts:
+        probe: dict[fx.Node, Tensor] = {}
+        roles = ((queries, expr.query_transposed), (keys, expr.key_transposed), (keys, expr.value_transposed))
+        for value, (tokens, transposed) in zip(expr.values, roles):
+            if not isinstance(value, Ref):
+                continue
+            heads = (fixed[-3] if fixed is not None and len(fixed) > 2 else 3,) if rank != 3 else ()
+            drawn = torch.randn(2, *heads, tokens, 4, generator=generator, dtype=torch.float64) * 2
+            probe[value.node] = drawn.mT if transposed else drawn
+        for node in inputs:
+            fact = None if node in probe else _facts(lifted, region, node)
+            if fact is not None:
+                tokens = queries if node in _leaves(expr.query) else keys
+                probe[node] = torch.randn(2, tokens, fact[1], generator=generator, dtype=torch.float64) * 2
+        if set(inputs) <= set(probe):
+            probes.append(probe)
+    return probes
 
 
 def _leak(proposal: Proposal, inside: set[fx.Node], inputs: set[fx.Node]) -> fx.Node | None:
@@ -99,7 +129,7 @@ def _leaves(expr: Expr) -> Sequence[fx.Node]:
     match expr:
         case Ref(node=node) | Apply(value=node) | Shared(value=node):
             return [node]
-        case Add(values=values) | Cat(values=values):
+        case Add(values=values) | Cat(values=values) | Attend(values=values):
             return [leaf for value in values for leaf in _leaves(value)]
 
 
@@ -142,6 +172,10 @@ class _Runner:
                 return total
             case Cat(values=values, dim=dim):
                 return torch.cat([self._expression(v, env) for v in values], dim)
+            case Attend(values=values, bias=bias):
+                constants = [(self.lifted.context.constants.value(b), shape) for b, shape in bias]
+                masks = [(b, tuple(b.shape), shape) for b, shape in constants]
+                return attended(Eager(), expr, [self._expression(v, env) for v in values], masks)[-1]
 
     def _modules_of(self, map_: AffineConv, x: Tensor) -> Tensor:
         if id(map_) not in self._emitted:

@@ -134,13 +134,13 @@ def _is_size_of(size: object, value: fx.Node, axis: int, context: Context) -> bo
     """Whether `size` is value.shape[axis], read from it or from a value of the same size."""
     if isinstance(size, int):
         return size == context.shapes.size(value, axis) and size > 0
-    base = _size_read(size)
+    base = size_read(size)
     if base is None or base[1] != axis:
         return False
     return base[0] is value or axis == 0 or (_same_size(base[0], value, context))
 
 
-def _size_read(size: object) -> tuple[fx.Node, int] | None:
+def size_read(size: object) -> tuple[fx.Node, int] | None:
     """(value, axis) of `value.shape[axis]`, `value.size(axis)` or an unpacked shape."""
     if not isinstance(size, fx.Node):
         return None
@@ -161,17 +161,17 @@ def known_size(size: object, context: Context) -> int | None:
     """A size that is a number, or follows from known channel counts by integer arithmetic."""
     if isinstance(size, int):
         return size
-    read = _size_read(size)
+    read = size_read(size)
     if read is not None:
         return context.shapes.size(read[0], read[1])
     if isinstance(size, fx.Node) and size.op == "call_function" and len(size.args) == 2:
         a, b = (known_size(v, context) for v in size.args)
         if a is not None and b is not None:
-            return _arithmetic(size.target, a, b)
+            return arithmetic(size.target, a, b)
     return None
 
 
-def _arithmetic(target: object, a: int, b: int) -> int | None:
+def arithmetic(target: object, a: int, b: int) -> int | None:
     if target is operator.mul:
         return a * b
     if target is operator.floordiv:
@@ -205,7 +205,7 @@ def _forced(spatial: list[object], part: fx.Node, context: Context) -> bool:
 
 
 def _bases(size: object) -> set[fx.Node]:
-    read = _size_read(size)
+    read = size_read(size)
     if read is not None:
         return {read[0]}
     if isinstance(size, fx.Node) and size.op == "call_function":
@@ -217,13 +217,13 @@ def _evaluated(size: object, base: fx.Node, axis: int, h: int) -> int | None:
     """Value of a size expression when axis `axis` of `base` has size h."""
     if isinstance(size, int):
         return size
-    read = _size_read(size)
+    read = size_read(size)
     if read is not None:
         return h if read == (base, axis) else None
     if not isinstance(size, fx.Node) or len(size.args) != 2:
         return None
     a, b = (_evaluated(arg, base, axis, h) for arg in size.args)
-    return None if a is None or b is None else _arithmetic(size.target, a, b)
+    return None if a is None or b is None else arithmetic(size.target, a, b)
 
 
 def _spatial(node: fx.Node, base: fx.Node, h: int, context: Context, axis: int = 0) -> int | None:
