@@ -290,6 +290,8 @@ def _reshaped(lifted: LiftedGraph, source: fx.Node, strand: Strand, sizes: list[
         split = _divided(total, rest) if keeps and rest else None
     else:  # the axes behind the channels may be merged or divided as well
         counts = [n for n in range(1, len(rest)) if _whole(rest[:n], total)]
+        if not counts and _is_area(lifted, source, sizes[-1], range(axis + 1, len(layout))):
+            counts = [len(rest) - 1]
         split = _divided(total, rest[: counts[0]]) if counts and _keeps(lifted, source, sizes[:axis]) else None
     if split is None:
         return lost
@@ -315,31 +317,60 @@ def _number(lifted: LiftedGraph, size: object, axis: int, rank: int) -> int | No
 
 
 def _keeps(lifted: LiftedGraph, source: fx.Node, sizes: Sequence[object]) -> bool:
-    """Whether these are the leading sizes of a value, read from it or from what it was made of.
-
-    An affine map keeps the number of images; the number of tokens too if it is a map of single tokens.
-    """
-    images, tokens = {source}, {source}
-    node, whole = source, True
-    while (above := _before(lifted, node)) is not None and len(images) <= _STEPS:
-        op = lifted.op(node)
-        whole = whole and not (isinstance(op, Affine) and op.axes != 0)
-        node = above
-        images.add(node)
-        if whole:
-            tokens.add(node)
+    """Whether these are the leading sizes of a value, read from it or from what it was made of."""
+    images, alike = _sized_like(lifted, source)
     reads = [size_read(size) for size in sizes]
     return all(
-        read is not None and read[1] == i and read[0] in (tokens if i else images) for i, read in enumerate(reads)
+        read is not None and read[1] == i and read[0] in (alike if i else images) for i, read in enumerate(reads)
     )
 
 
-def _before(lifted: LiftedGraph, node: fx.Node) -> fx.Node | None:
-    match lifted.op(node):
-        case Affine(source=source) | Alias(source=source) | Sum(terms=((source, _),)):
-            return source
-        case _:
-            return None
+def _is_area(lifted: LiftedGraph, source: fx.Node, size: object, axes: range) -> bool:
+    """Whether a size is the product of a value's sizes along these axes, each read from what is as large."""
+    _, alike = _sized_like(lifted, source)
+    factors, found = [size], []
+    while factors:
+        factor = factors.pop()
+        read = size_read(factor)
+        if read is not None and read[0] in alike:
+            found.append(read[1])
+        elif isinstance(factor, fx.Node) and factor.target is operator.mul:
+            factors.extend(factor.args)
+        else:
+            return False
+    return sorted(found) == list(axes)
+
+
+def _sized_like(lifted: LiftedGraph, node: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
+    """(values with as many images, values whose other sizes, channels apart, are the same as well).
+
+    An affine map keeps the number of images; one of single tokens or pixels keeps the others too, and so
+    does a convolution of stride one that pads as much as it needs.
+    """
+    images, alike = {node}, {node}
+    whole = True
+    while len(images) <= _STEPS:
+        match lifted.op(node):
+            case Affine(source=above):
+                whole = whole and _keeps_sizes(lifted, node)
+            case Alias(source=above) | Sum(terms=((above, _),)):
+                pass
+            case _:
+                break
+        node = above
+        images.add(node)
+        if whole:
+            alike.add(node)
+    return images, alike
+
+
+def _keeps_sizes(lifted: LiftedGraph, node: fx.Node) -> bool:
+    op = lifted.op(node)
+    assert isinstance(op, Affine)
+    map_ = None if op.axes is None else lifted.map_of(node, op.axes)
+    if not isinstance(map_, AffineConv):
+        return False
+    return all(s == 1 and e == -1 for s, e in zip(map_.stride, map_.extent))
 
 
 def _whole(sizes: Sequence[int | None], total: int) -> bool:

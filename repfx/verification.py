@@ -22,6 +22,7 @@ from repfx.attending import Eager, attended
 from repfx.decline import Decline, Reason
 from repfx.emission import Target, emit
 from repfx.graph import LiftedGraph
+from repfx.inplace import is_size
 from repfx.ops import Affine
 from repfx.protocol import Add, Apply, Attend, Cat, Expr, Proposal, Ref, Shared
 
@@ -100,7 +101,7 @@ def _leak(proposal: Proposal, inside: set[fx.Node], inputs: set[fx.Node]) -> fx.
     """
     if not proposal.across:
         return None
-    changed = [n for n in inside if n not in proposal.outputs]
+    changed = [n for n in inside if n not in proposal.outputs and not is_size(n)]
     seen, work = set(changed), list(changed)
     last = max(inside)
     while work:
