@@ -10,6 +10,7 @@ from passes.fold_product_scales import FoldProductScales
 from passes.fold_scales import FoldScales
 from passes.fuse_attention import FuseAttention
 from passes.merge_siblings import MergeSiblings
+from passes.split_concats import SplitConcats
 from repfx.protocol import Pass
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
@@ -20,6 +21,7 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     CollapseSums(),
     AverageHeads(),
     CollapseConcats(),
+    SplitConcats(),
     FuseAttention(),
     MergeSiblings(),
     CarryPermutations(),

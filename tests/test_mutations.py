@@ -59,6 +59,15 @@ FIRES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "collapse_sums": (lambda: Net(lambda s, x: s.a(x) + s.b(x) + x, a=conv(4, 4), b=conv(4, 4, 1)), IMAGE),
     "average_heads": (lambda: Net(lambda s, x: (s.a(x) + s.b(x)) / 2, a=nn.Linear(4, 3), b=nn.Linear(4, 3)), ()),
     "collapse_concats": (lambda: Net(chunked, a=conv(2, 2, groups=2), b=conv(2, 2, (1, 5), groups=2)), IMAGE),
+    "split_concats": (
+        lambda: Net(
+            lambda s, x: s.c(torch.cat([s.a(torch.relu(x)), s.b(torch.tanh(x))], 1)),
+            a=conv(4, 6),
+            b=conv(4, 6, 1),
+            c=conv(12, 4, 1),
+        ),
+        IMAGE,
+    ),
     "merge_siblings": (
         lambda: Net(lambda s, x: torch.relu(s.a(x)) * s.b(x), a=conv(4, 4, 1), b=conv(4, 4, 1)),
         IMAGE,
