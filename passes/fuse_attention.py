@@ -5,6 +5,8 @@
     Result: q, k, v = parts of linear(x)
             y = scaled_dot_product_attention(q, k, v, bias)                # all heads stacked
 
+    (heads that are calls already are stacked alike)
+
     Given:  y = softmax(scale q k^T + bias) v                              # q, k, v already divided into heads
     Result: y = scaled_dot_product_attention(q, k, v, bias, scale)
 
@@ -61,7 +63,7 @@ class FuseAttention:
             yield from _heads(self.name, lifted, node, op)
             return
         if product_of(lifted, node) is None:
-            return
+            return  # calls are joined, not rewritten one by one
         found = attention_of(lifted, node)
         if isinstance(found, Decline):
             yield found
@@ -138,7 +140,9 @@ def _stacked(
     bias = _biases(lifted, heads, {role[0].source for role in roles})
     if isinstance(bias, Decline):
         return bias.at(place)
-    factors = [_scaling(lifted, head) for head in heads]
+    if len({head.causal for head in heads}) > 1:
+        return Decline(Reason.NOT_EXACT, "has heads with and heads without a causal mask", place)
+    factors = [_scaling(lifted, head, made.map.out_channels) for head, made in zip(heads, queries)]
     plain = factors[0] if isinstance(factors[0], float) and len(set(map(str, factors))) == 1 else None
     scale = 1.0
     maps = [made.map for made in queries]
@@ -164,7 +168,7 @@ def _stacked(
             part = alias.source
     interior = _without_shared_turns(lifted, heads, interior)
     note = f"{len(heads)} heads in one attention, for every number of tokens"
-    attend = Attend(query, key, value, heads=len(heads), scale=scale, bias=bias)
+    attend = Attend(query, key, value, heads=len(heads), scale=scale, causal=heads[0].causal, bias=bias)
     return Proposal(rule, ((node, attend),), tuple(sorted(interior)), note)
 
 
@@ -175,17 +179,20 @@ def _without_shared_turns(lifted: LiftedGraph, heads: Sequence[Attention], insid
 
 
 def _projection(lifted: LiftedGraph, node: fx.Node, *, deep: bool) -> _Projection | Decline:
-    """The map of single tokens that makes a value: copies and factors, then a linear if `deep`."""
+    """The map of single tokens that makes a value: copies and factors, and one linear among them, if `deep`.
+
+    Else the head's own copy alone, and factors.
+    """
     chain: list[fx.Node] = []
-    current, linear = node, False
+    current, linear, copied = node, False, False
     while True:
         step = _step(lifted, current)
         if step is None:
             break
-        source, heavy = step
-        if heavy and (linear or not deep):
+        source, kind = step
+        if (kind is Kind.LINEAR and (linear or not deep)) or (kind is Kind.COPY and copied and not deep):
             break
-        linear = linear or heavy
+        linear, copied = linear or kind is Kind.LINEAR, copied or kind is Kind.COPY
         chain.append(current)
         current = source
     channels = lifted.context.shapes.size(current, -1)
@@ -204,18 +211,16 @@ def _projection(lifted: LiftedGraph, node: fx.Node, *, deep: bool) -> _Projectio
     return _Projection(current, map_, tuple(chain))
 
 
-def _step(lifted: LiftedGraph, node: fx.Node) -> tuple[fx.Node, bool] | None:
-    """(what a map of single tokens reads, whether it is a linear)."""
+def _step(lifted: LiftedGraph, node: fx.Node) -> tuple[fx.Node, Kind] | None:
+    """(what a map of single tokens reads, what it is)."""
     match lifted.op(node):
         case Alias(source=source):
-            return source, False
+            return source, Kind.IDENTITY
         case Sum(terms=((source, _),)):
-            return source, False
+            return source, Kind.SCALE
         case Affine(source=source, axes=0 | None, build=build):
             map_ = build(0, lifted.context.shapes.size(source, -1))
-            if isinstance(map_, Decline):
-                return None
-            return source, form_of(map_).kind is Kind.LINEAR
+            return None if isinstance(map_, Decline) else (source, form_of(map_).kind)
         case _:
             return None
 
@@ -232,9 +237,9 @@ def _after(lifted: LiftedGraph, node: fx.Node, inner: AffineConv) -> AffineConv 
             return inner
 
 
-def _scaling(lifted: LiftedGraph, head: Attention) -> float | None:
-    """The product of a head's factors, or None where one of them is a constant tensor."""
-    total = 1.0
+def _scaling(lifted: LiftedGraph, head: Attention, size: int) -> float | None:
+    """The product of the factors of a head of that size, or None where one of them is a constant tensor."""
+    total = size**-0.5 if head.scale is None else head.scale
     for node in head.scales:
         op = lifted.op(node)
         if not isinstance(op, Sum):
@@ -352,7 +357,7 @@ def _single(rule: str, lifted: LiftedGraph, found: Attention) -> Proposal | Decl
     if len(set(sizes)) > 1:
         fact = f"has {sizes[1]} channels per key and {sizes[2]} per value; the fused kernels need one size"
         return Decline(Reason.COST, fact, place)
-    scale = _scaling(lifted, found)
+    scale = _scaling(lifted, found, sizes[0] or 1)
     if scale is None:
         return Decline(Reason.NOT_EXACT, "scales its scores by a tensor that no projection can take", place)
     bias: Bias = ()
@@ -400,7 +405,7 @@ def _keeps_tokens(lifted: LiftedGraph, node: fx.Node, source: fx.Node) -> bool:
         return True
     if name_of(node) == "getitem" and name_of(source) not in ("chunk", "split", "split_with_sizes", "unbind"):
         items = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        return all(isinstance(item, int) or item == slice(None) or item is Ellipsis for item in items)
+        return all(isinstance(item, int) or item in (None, Ellipsis, slice(None)) for item in items)
     if name_of(node) in ("split", "split_with_sizes") and not isinstance(argument(node, 1, "split_size"), int):
         rank, dim = lifted.context.shapes.rank(source), argument(node, 2, "dim", 0)
         return isinstance(dim, int) and rank is not None and dim % rank == rank - 1

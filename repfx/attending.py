@@ -55,6 +55,8 @@ def attended(
         return method("transpose", x, -2, -1) if transposed else x
 
     options: dict[str, Any] = {"scale": expr.scale}
+    if expr.causal:
+        options["is_causal"] = True
     if bias:
         parts = [b if tuple(shape) == own else method("reshape", b, shape) for b, own, shape in bias]
         if len(parts) > 1:

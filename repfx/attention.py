@@ -4,8 +4,8 @@
     out = (scores * scale + bias).softmax(-1) @ value
 
 `product_of` reads one product of two values in any spelling, `attention_of` the whole expression that
-ends in a product.  What looks like attention but is not exactly this is a `Decline`; a product whose left
-factor is no softmax is nothing that concerns this file.
+ends in a product, or a call of scaled_dot_product_attention.  What looks like attention but is not exactly
+this is a `Decline`; a product whose left factor is no softmax is nothing that concerns this file.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ class Attention:
     value: Operand
     scales: tuple[fx.Node, ...]  # scalar factors of the scores, innermost first
     bias: fx.Node | None  # a constant added to the scaled scores
-    scores: fx.Node  # the product of query and key
     nodes: tuple[fx.Node, ...]  # all of these operations, in order of execution
+    called: bool = False  # one call already
+    scale: float | None = 1.0  # the call's own; None: one over the root of the head size
+    causal: bool = False
 
 
 def name_of(node: fx.Node) -> str:
@@ -157,7 +159,9 @@ def permuted_dims(node: fx.Node) -> tuple[int, ...] | None:
 
 
 def attention_of(lifted: LiftedGraph, node: fx.Node) -> Attention | Decline | None:
-    """The attention that ends in a product; None where its left factor is no softmax of a product."""
+    """The attention that a node ends; None where it is no product whose left factor is a softmax of a product."""
+    if is_call(node):
+        return _called(lifted, node)
     outer = product_of(lifted, node)
     if outer is None or outer.left.transposed:
         return None
@@ -188,7 +192,31 @@ def attention_of(lifted: LiftedGraph, node: fx.Node) -> Attention | Decline | No
         return Decline(Reason.NOT_EXACT, f"takes the softmax of its scores in {dtype}", place)
     nodes += [*between, scores.node, *scores.left.turns, *scores.right.turns]
     key = _turned(scores.right)  # as (..., m, d)
-    return Attention(node, scores.left, key, outer.right, scales, bias, scores.node, tuple(sorted(set(nodes))))
+    return Attention(node, scores.left, key, outer.right, scales, bias, tuple(sorted(set(nodes))))
+
+
+def is_call(node: fx.Node) -> bool:
+    """Whether a node is a call of scaled_dot_product_attention."""
+    return node.op == "call_function" and node.target is F.scaled_dot_product_attention
+
+
+def _called(lifted: LiftedGraph, node: fx.Node) -> Attention | Decline | None:
+    """The attention that one call computes."""
+    place = lifted.place(node)
+    values = [argument(node, i, name) for i, name in enumerate(("query", "key", "value"))]
+    mask, dropout = argument(node, 3, "attn_mask"), argument(node, 4, "dropout_p", 0.0)
+    causal, scale = argument(node, 5, "is_causal", False), node.kwargs.get("scale")
+    if not all(_is_value(lifted, value) for value in values) or not isinstance(causal, bool):
+        return None
+    if dropout != 0.0:
+        return Decline(Reason.NOT_EXACT, "drops attention weights at random", place)
+    if node.kwargs.get("enable_gqa", False) is not False or not isinstance(scale, float | int | None):
+        return None
+    if mask is not None and _is_value(lifted, mask):
+        return Decline(Reason.NOT_EXACT, "adds a mask to its scores that is computed from the input", place)
+    query, key, value = (Operand(v, transposed=False) for v in values)
+    factor = None if scale is None else float(scale)
+    return Attention(node, query, key, value, (), mask, (node,), called=True, scale=factor, causal=causal)
 
 
 def _random_dropout(lifted: LiftedGraph, node: fx.Node) -> Decline | None:

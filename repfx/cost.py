@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repfx.affine import AffineConv
-from repfx.attention import product_of, transposed_last
+from repfx.attention import is_call, product_of, transposed_last
 from repfx.decline import Decline
 from repfx.form import Form, Kind, form_of
 from repfx.graph import LiftedGraph
@@ -100,6 +100,8 @@ def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
 
 def _cost_of_opaque(lifted: LiftedGraph, node: fx.Node) -> Cost:
     """A product of two values is heavy, a transposition is a view, anything else a pass over memory."""
+    if is_call(node):
+        return COST_OF_ATTENTION
     if product_of(lifted, node) is not None:
         return Cost(heavy=1)
     return Cost(light=0 if transposed_last(lifted, node) is not None else 1)

@@ -74,6 +74,7 @@ class Attend:
     value: Expr
     heads: int = 0
     scale: float = 1.0
+    causal: bool = False
     bias: tuple[tuple[fx.Node, tuple[int, ...]], ...] = ()
     query_transposed: bool = False
     key_transposed: bool = False

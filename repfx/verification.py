@@ -71,24 +71,27 @@ def _token_probes(
 ) -> list[dict[fx.Node, Tensor]]:
     """Hostile inputs of an attention: tokens for projections, or query, key and value as they stand."""
     fixed = next((shape for _, shape in expr.bias), None)
-    counts = ((5, 3), (1, 1), (4, 7)) if fixed is None else ((fixed[-2] if fixed[-2] > 1 else 3, fixed[-1]),)
+    counts = ((5, 3), (1, 1), (4, 7)) if fixed is None else ((fixed[-1], fixed[-1]),)
     rank = lifted.context.shapes.rank(region[-1])
-    probes = []
     generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64) * 2
+
+    probes = []
     for queries, keys in counts:
         probe: dict[fx.Node, Tensor] = {}
         roles = ((queries, expr.query_transposed), (keys, expr.key_transposed), (keys, expr.value_transposed))
         for value, (tokens, transposed) in zip(expr.values, roles):
-            if not isinstance(value, Ref):
-                continue
-            heads = (fixed[-3] if fixed is not None and len(fixed) > 2 else 3,) if rank != 3 else ()
-            drawn = torch.randn(2, *heads, tokens, 4, generator=generator, dtype=torch.float64) * 2
-            probe[value.node] = drawn.mT if transposed else drawn
+            if isinstance(value, Ref) and not expr.heads:
+                heads = (fixed[-3] if fixed is not None and len(fixed) > 2 else 3,) if rank != 3 else ()
+                x = drawn(2, *heads, tokens, 4)
+                probe[value.node] = x.mT if transposed else x
         for node in inputs:
-            fact = None if node in probe else _facts(lifted, region, node)
-            if fact is not None:
-                tokens = queries if node in _leaves(expr.query) else keys
-                probe[node] = torch.randn(2, tokens, fact[1], generator=generator, dtype=torch.float64) * 2
+            fact = _facts(lifted, region, node)
+            channels = lifted.context.shapes.size(node, -1) if fact is None else fact[1]
+            if node not in probe and channels is not None:
+                probe[node] = drawn(2, queries if node in _leaves(expr.query) else keys, channels)
         if set(inputs) <= set(probe):
             probes.append(probe)
     return probes
@@ -258,9 +261,12 @@ def _facts(lifted: LiftedGraph, region: Sequence[fx.Node], node: fx.Node) -> tup
             if not isinstance(map_, Decline):
                 rank = len(shape) if shape is not None else op.axes + 2
                 return rank, map_.in_channels, op.axes > 0 or rank == 2
-    if shape is None or len(shape) < 2 or shape[1] is None:
+    if shape is None or len(shape) < 2:
         return None
-    return len(shape), shape[1], True
+    maps = [op for op in map(lifted.op, region) if isinstance(op, Affine) and op.axes is not None]
+    if len(shape) > 2 and maps and all(op.axes == 0 for op in maps):
+        return None if shape[-1] is None else (len(shape), shape[-1], False)  # tokens
+    return None if shape[1] is None else (len(shape), shape[1], True)
 
 
 def _strides(lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> dict[fx.Node, int]:
