@@ -139,8 +139,9 @@ def _proposal(
     if isinstance(merged, Decline):
         return merged.at(lifted.place(node))
     carried = {v for v in views if v is not made and v is not node}
-    if product_of(lifted, source) is not None:
-        carried.add(source)
+    product = product_of(lifted, source)
+    if product is not None:
+        carried |= {source, *product.left.turns, *product.right.turns}
     carried |= _sizes(carried)
     ends = [v for v in carried if not is_size(v) and not any(u in carried or u is node for u in v.users)]
     ends = [v for v in ends if name_of(v) not in ("chunk", "split", "split_with_sizes", "unbind")]
