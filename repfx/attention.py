@@ -219,9 +219,14 @@ def _called(lifted: LiftedGraph, node: fx.Node) -> Attention | Decline | None:
     return Attention(node, query, key, value, (), mask, (node,), called=True, scale=factor, causal=causal)
 
 
+def _module(lifted: LiftedGraph, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls; None for functions, and for maps that are not written yet."""
+    return lifted.context.module(node) if node.op == "call_module" and node not in lifted.records else None
+
+
 def _random_dropout(lifted: LiftedGraph, node: fx.Node) -> Decline | None:
     """The refusal for weights that a dropout in training mode changes at random."""
-    module = lifted.context.module(node) if node.op == "call_module" else None
+    module = _module(lifted, node)
     if not isinstance(module, nn.modules.dropout._DropoutNd) and name_of(node) != "dropout":
         return None
     source = argument(node, 0, "input")
@@ -235,7 +240,7 @@ def _random_dropout(lifted: LiftedGraph, node: fx.Node) -> Decline | None:
 def _softmax(lifted: LiftedGraph, node: fx.Node) -> tuple[fx.Node, object, object] | None:
     """(argument, dim, dtype) of a softmax."""
     if node.op == "call_module":
-        module = lifted.context.module(node)
+        module = _module(lifted, node)
         source = argument(node, 0, "input")
         return (source, module.dim, None) if type(module) is nn.Softmax and isinstance(source, fx.Node) else None
     if node.target not in (F.softmax, torch.softmax) and not (node.op == "call_method" and node.target == "softmax"):
@@ -297,7 +302,8 @@ def _scores(
     elif name_of(node) in ("add", "iadd", "sub"):
         fact = "adds a mask to its scores that is computed from the input"
     else:
-        fact = f"changes its scores by {name_of(node) or lifted.place(node)} before the softmax"
+        other = "a scale and shift per key" if node in lifted.records else name_of(node) or lifted.place(node)
+        fact = f"changes its scores by {other} before the softmax"
     return Decline(Reason.NOT_EXACT, fact)
 
 
