@@ -142,6 +142,9 @@ def _proposal(
     product = product_of(lifted, source)
     if product is not None:
         carried |= {source, *product.left.turns, *product.right.turns}
+        for operand in (product.left, product.right):
+            carried |= _made_of(lifted, operand.node)  # whose shape the probes then know
+        carried -= {made}
     carried |= _sizes(carried)
     ends = [v for v in carried if not is_size(v) and not any(u in carried or u is node for u in v.users)]
     ends = [v for v in ends if name_of(v) not in ("chunk", "split", "split_with_sizes", "unbind")]
@@ -153,6 +156,15 @@ def _proposal(
         tuple(sorted(carried)),
         tuple(sorted({node, *ends})),
     )
+
+
+def _made_of(lifted: LiftedGraph, node: fx.Node) -> set[fx.Node]:
+    """A view, all it is a view of, and the affine map behind it."""
+    found: set[fx.Node] = set()
+    while (above := viewed(lifted, node)) is not None:
+        found.add(node)
+        node = above
+    return {*found, node} if isinstance(lifted.op(node), Affine) else set()
 
 
 def _sizes(nodes: set[fx.Node]) -> set[fx.Node]:
