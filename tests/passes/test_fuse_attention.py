@@ -482,6 +482,8 @@ def test_exported_trained_and_compiled_again() -> None:
     hostile.assert_same(original, torch.export.export(fused, (x,)).module(), x)
     again = repfx.reparameterize(fused, (x,))
     assert not repfx.report(again).merges
+    decomposed = torch.export.export(again, (x,)).run_decompositions()  # as exporters do
+    hostile.assert_same(original, decomposed.module(), x)
     fused(x).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in fused.parameters())
     original(x).square().sum().backward()
