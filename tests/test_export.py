@@ -186,6 +186,5 @@ def test_fused_attention_with_a_trained_bias(ending: str, tmp_path: Path) -> Non
     """Decomposed under gradients, the attention had another memory layout than it was traced with."""
     x = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
     fused = repfx.reparameterize(TransformerBlock().eval(), (x,))
-    graph = getattr(fused, "graph")  # noqa: B009
-    assert sum(n.target is torch.nn.functional.scaled_dot_product_attention for n in graph.nodes) == 1
+    assert sum(n.target is torch.nn.functional.scaled_dot_product_attention for n in fused.graph.nodes) == 1
     assert WRITERS[ending](fused, (x,), tmp_path / f"a{ending}").relative_error < 1e-5
