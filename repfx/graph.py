@@ -49,6 +49,19 @@ class Record:
     error: float | None = None
 
 
+@dataclass(frozen=True)
+class Call:
+    """The history of a value that one call computes without a map of its own: an attention."""
+
+    text: str
+    rule: str
+    place: str
+    kinds: Counter[str]
+    sources: tuple[str, ...]
+    note: str = ""
+    error: float | None = None
+
+
 class LiftedGraph:
     """One captured graph with its lifted operations."""
 
@@ -62,6 +75,7 @@ class LiftedGraph:
                 known = shapes[node.name]
                 self.context.shapes.set(node, (None, *known[1:]) if known else known)
         self.records: dict[fx.Node, Record] = {}
+        self.calls: dict[fx.Node, Call] = {}
         self.dominators: object = None  # kept by repfx.regions
         self._ops: dict[fx.Node, Op] = {}
         self._named_by: dict[fx.Node, dict[fx.Node, None]] = {}  # whose operation names a value
@@ -83,6 +97,7 @@ class LiftedGraph:
         """`node` has left the graph."""
         del self._ops[node]
         self.records.pop(node, None)
+        self.calls.pop(node, None)
 
     def nodes(self) -> list[fx.Node]:
         """All nodes in order of execution."""
@@ -217,8 +232,8 @@ class LiftedGraph:
         if node in self.records:
             return str(form_of(self.records[node].map))
         match self.op(node):
-            case Sum():
-                return "add"
+            case Sum(terms=terms):
+                return "add" if len(terms) > 1 else "scale"
             case Concat():
                 return "cat"
             case Alias():
@@ -233,6 +248,10 @@ class LiftedGraph:
                     return _module_word(self.context.module(node))
                 name = getattr(node.target, "__name__", str(node.target))
                 return {"getitem": "slice", "mul": "scale", "truediv": "scale", "add": "shift"}.get(name, name)
+            case Opaque() if node.op == "call_module":
+                return _module_word(self.context.module(node)).lower()
+            case Opaque():
+                return str(getattr(node.target, "__name__", node.target))
             case _:
                 return "op"
 
