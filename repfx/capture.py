@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx, nn
-from torch.fx.proxy import ParameterProxy
 
+from repfx.arguments import EMPTY, Example, Passed, UnknownArgumentError
 from repfx.dead import remove_dead
-from repfx.decline import TrainingModeError
-from repfx.inplace import MutableProxy, SizedParameterProxy, functionalize
-from repfx.modules import EMITTED
+from repfx.decline import TrainingModeError, UserError
+from repfx.inplace import functionalize
 from repfx.report import Island
+from repfx.tracing import SizedTracer, Tracer, is_user_code
 
 Exclusion = Sequence[str | type]
 
@@ -35,6 +34,7 @@ class Capture:
     graph: fx.Graph | None  # None: not even the outermost forward traces
     islands: list[Island] = field(default_factory=list)
     excluded: set[str] = field(default_factory=set)
+    conditions: list[str] = field(default_factory=list)  # what the example's sizes decided
 
 
 def check_mode(model: nn.Module) -> None:
@@ -50,24 +50,37 @@ def check_mode(model: nn.Module) -> None:
     raise TrainingModeError(f"{type(model).__name__} is in training mode; call model.eval() first")
 
 
-def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
-    """Trace `model`; submodules that stop the trace become islands, the innermost first."""
+def capture(
+    model: nn.Module, exclude: Exclusion = (), example: Example | None = None, passed: Passed | None = None
+) -> Capture:
+    """Trace `model`; submodules that stop the trace become islands, the innermost first.
+
+    With an `example`, what its sizes decide is decided, and checked at run time.  `passed` is what the
+    callers of an inner module pass to it.
+    """
     islands: dict[str, Island] = {}
     excluded = set(excluded_paths(model, exclude))
     hooked = {path for path, module in model.named_modules() if _has_hooks(module)}
     whole = set(excluded)
+    if example is not None:
+        _check_fits(model, example)
     for path in sorted(hooked - excluded):
         islands[path] = Island(path, "it has forward hooks, which see its own call")
         whole.add(path)
     if "" in whole:
         return Capture(model, None, list(islands.values()), excluded)
+    sized = False
     while True:
-        tracer = _Tracer(whole)
-        shell = copy.copy(model)  # constants met on the way are stored on the root: not on the user's
+        tracer = SizedTracer(whole, example) if sized and example is not None else Tracer(whole, example, passed)
+        shell = _shell(model)
         try:
             with unchanged(model):
                 graph = tracer.trace(shell)
+                _check_none(tracer, model)
         except Exception as error:  # a model's own code may raise anything under symbolic values
+            if example is not None and not sized:
+                sized = True
+                continue
             path = tracer.broke_at
             islands[path] = Island(path, _cause(error))
             if path == "":
@@ -77,7 +90,42 @@ def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
         functionalize(graph, shell)
         remove_guards(graph)
         used = {node.target for node in graph.nodes if node.op == "call_module"}
-        return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded)
+        conditions = list(dict.fromkeys(tracer.decisions)) if isinstance(tracer, SizedTracer) else []
+        return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded, conditions)
+
+
+def _shell(model: nn.Module) -> nn.Module:
+    """A module like the user's to hold what the trace adds: constants met on the way, guards."""
+    shell = copy.copy(model)
+    shell.__dict__["_modules"] = dict(model._modules)
+    return shell
+
+
+def _check_fits(model: nn.Module, example: Example) -> None:
+    """Raise `UserError` where the example is no call of the model."""
+    try:
+        signature = inspect.signature(model.forward)
+        signature.bind(*example.args, **example.kwargs)
+    except TypeError as error:
+        raise UserError(
+            f"example_inputs do not fit {type(model).__name__}.forward{signature}: {error}; pass the positional "
+            "arguments as a tuple and the others as example_kwargs"
+        ) from error
+
+
+def _check_none(tracer: Tracer, model: nn.Module) -> None:
+    """Raise where an inner module may be given None for an argument that the trace has taken for a value."""
+    if tracer.passed is None or isinstance(model, fx.GraphModule):
+        return
+    required = [p.name for p in inspect.signature(model.forward).parameters.values() if p.default is EMPTY]
+    for name in required[1:]:
+        other = Tracer(tracer.whole, None, tracer.passed)
+        other.compiled_in = {name: None}
+        try:
+            other.trace(_shell(model))
+        except Exception:  # then the original would not run either
+            continue
+        raise UnknownArgumentError(f"its caller passes {name}, which may be None")
 
 
 @contextmanager
@@ -115,58 +163,6 @@ def excluded_paths(model: nn.Module, exclude: Exclusion) -> Iterable[str]:
             yield path
 
 
-_OWN_FORWARD = (nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-
-
-class _Tracer(fx.Tracer):
-    """fx's tracer with our leaves, remembering the innermost module that stopped it."""
-
-    proxy_buffer_attributes = True  # a buffer is read by name, like a parameter
-
-    def __init__(self, whole: set[str]) -> None:
-        super().__init__(autowrap_functions=(), param_shapes_constant=True)
-        self.whole = whole
-        self.broke_at = ""
-        self._broken = False
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        self.param_shapes_constant = isinstance(attr_val, nn.Parameter)
-        value = super().getattr(attr, attr_val, parameter_proxy_cache)
-        if type(value) is ParameterProxy:
-            return SizedParameterProxy(value.tracer, value.node, value.name, value.param)
-        return value
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return MutableProxy(node, self)
-
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Iterating a split by sizes, whose number of parts is written in the code."""
-        node = obj.node
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        sizes = node.args[1] if len(node.args) > 1 else node.kwargs.get("split_size_or_sections")
-        if name in ("split", "split_with_sizes") and isinstance(sizes, tuple | list):
-            return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(len(sizes))])
-        return super().iter(obj)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.whole or isinstance(m, EMITTED):
-            return True
-        if any(isinstance(m, kind) and type(m).forward is kind.forward for kind in _OWN_FORWARD):
-            return True  # a subclass that computes what torch's own module computes
-        return super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            if not self._broken:
-                self._broken = True
-                self.broke_at = self.path_of_module(m)
-            raise
-
-
 def _has_hooks(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     named = [hook for table in hooks for hook in table.values()]
@@ -174,11 +170,13 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _cause(error: Exception) -> str:
+    if isinstance(error, UnknownArgumentError):
+        return str(error)
     text = str(error).strip().split("\n")[0]
     frame, trace = None, error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if "/torch/" not in name and "repfx" not in name:
+        if is_user_code(name):
             frame = trace
         trace = trace.tb_next
     place = ""
@@ -191,6 +189,6 @@ def _cause(error: Exception) -> str:
 def remove_guards(graph: fx.Graph) -> None:
     """Drop assertions on shapes and whatever only they read; a guard is no reader of a value."""
     for node in list(graph.nodes):
-        if node.op == "call_function" and getattr(node.target, "__name__", "") == "_assert":
+        if node.op == "call_function" and getattr(node.target, "__name__", "") in ("_assert", "assert_fn"):
             graph.erase_node(node)
     remove_dead(graph)

@@ -7,7 +7,7 @@ import importlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from repfx.arguments import Example, Passed, SignatureTracer, example_values, parameters_of
 from repfx.capture import Capture, Exclusion, capture, check_mode
 from repfx.constants import attribute
 from repfx.cost import count_operations
@@ -37,6 +38,7 @@ def reparameterize(
     model: nn.Module,
     example_inputs: Sequence[Any] | None = None,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     objective: str = "single-branch",
     passes: Sequence[Pass] | None = None,
     exclude: Exclusion = (),
@@ -48,7 +50,11 @@ def reparameterize(
     Args:
         model: any module in eval mode.  It is never changed.
         example_inputs: positional arguments of one forward.  Optional; what needs shapes is declined
-            without them, with a reason that says so.  They never narrow the sizes the result accepts.
+            without them, with a reason that says so.  They never narrow the sizes the result accepts, but
+            where the model's own code takes another way for another size: then the report names the line,
+            and another size is an `InputError`.
+        example_kwargs: keyword arguments of that forward.  Tensors are inputs of the result; anything else
+            (None, flags, numbers) is compiled in, as given or as its default, and checked at run time.
         objective: "single-branch" (fewest convolutions) or "macs" (nothing grows).
         passes: the passes to run, in order; default `passes.DEFAULT_PASSES`.
         exclude: module paths, globs or types that must stay as they are.
@@ -66,11 +72,12 @@ def reparameterize(
     plan = _Plan(_objective(objective), _passes(passes), tuple(exclude), verify, progress)
     check_mode(model)
     started = time.perf_counter()
-    fused, outcome = _compile(model, _as_tuple(example_inputs), plan)
+    fused, outcome = _compile(model, _example(example_inputs, example_kwargs), plan)
     seconds = time.perf_counter() - started - outcome.verify_seconds
     report = _report(model, fused, outcome, plan, seconds)
-    if example_inputs is not None:
-        report = _measured(report, model, fused, _as_tuple(example_inputs) or (), verify)
+    example = _example(example_inputs, example_kwargs)
+    if example is not None:
+        report = _measured(report, model, fused, example, verify)
     fused.__dict__["_repfx_report"] = report
     return fused
 
@@ -79,6 +86,7 @@ def explain(
     model: nn.Module,
     example_inputs: Sequence[Any] | None = None,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     objective: str = "single-branch",
     passes: Sequence[Pass] | None = None,
     exclude: Exclusion = (),
@@ -90,7 +98,7 @@ def explain(
     plan = _Plan(_objective(objective), _passes(passes), tuple(exclude), verify=False, progress=None, build=False)
     check_mode(model)
     started = time.perf_counter()
-    fused, outcome = _compile(model, _as_tuple(example_inputs), plan)
+    fused, outcome = _compile(model, _example(example_inputs, example_kwargs), plan)
     return _report(model, fused, outcome, plan, time.perf_counter() - started)
 
 
@@ -136,19 +144,24 @@ def _passes(passes: Sequence[Pass] | None) -> tuple[Pass, ...]:
     return tuple(importlib.import_module("passes").DEFAULT_PASSES)
 
 
-def _as_tuple(example_inputs: object) -> tuple[Any, ...] | None:
-    if example_inputs is None:
+def _example(example_inputs: object, example_kwargs: Mapping[str, Any] | None) -> Example | None:
+    if example_inputs is None and example_kwargs is None:
         return None
-    return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    if example_inputs is None:
+        return Example((), example_kwargs or {})
+    args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    return Example(args, example_kwargs or {})
 
 
-def _compile(model: nn.Module, inputs: tuple[Any, ...] | None, plan: _Plan) -> tuple[nn.Module, _Outcome]:
-    captured = capture(model, plan.exclude)
+def _compile(
+    model: nn.Module, example: Example | None, plan: _Plan, passed: Passed | None = None
+) -> tuple[nn.Module, _Outcome]:
+    captured = capture(model, plan.exclude, example, passed)
     if captured.graph is None:
         return _compile_island(model, captured, plan, "")
     traced = captured.root
     before = _count_graph(captured.graph, traced)
-    lifted = LiftedGraph(captured.graph, traced, _whole(captured), _propagated(captured, inputs))
+    lifted = LiftedGraph(captured.graph, traced, _whole(captured), _propagated(captured, model, example))
     engine = Engine(
         lifted,
         plan.objective,
@@ -178,14 +191,16 @@ def _on_meta(model: nn.Module) -> bool:
     return any(p.device.type == "meta" for p in model.parameters())
 
 
-def _propagated(captured: Capture, inputs: tuple[Any, ...] | None) -> dict[str, tuple[int, ...]]:
+def _propagated(captured: Capture, model: nn.Module, example: Example | None) -> dict[str, tuple[int, ...]]:
     """Shapes of all values for the example inputs, by node name."""
-    if inputs is None or captured.graph is None:
+    if example is None or captured.graph is None:
         return {}
+    values = example_values(parameters_of(model.forward), example)
     module = fx.GraphModule(captured.root, captured.graph)
+    given = {n: values[str(n.target).lstrip("*")] for n in module.graph.nodes if n.op == "placeholder"}
     with torch.no_grad():
-        ShapeProp(module).propagate(*inputs)
-    shapes = {}
+        ShapeProp(module).run(initial_env=given)
+    shapes = {node.name: tuple(value.shape) for node, value in given.items() if isinstance(value, Tensor)}
     for node in module.graph.nodes:
         meta = node.meta.pop("tensor_meta", None)
         if hasattr(meta, "shape"):
@@ -342,7 +357,7 @@ def _graph_module(
         ):
             node.target = "reshape"  # a merged value need not lie in memory as the original did
     root.training = False
-    lifted.graph._tracer_cls = None  # unpickling traces again, with torch's own tracer
+    lifted.graph._tracer_cls = SignatureTracer  # unpickling traces again
     fused = fx.GraphModule(root, lifted.graph, class_name=type(model).__name__)
     for module in fused.modules():
         if type(module) is nn.Module:
@@ -390,11 +405,11 @@ def _compile_island(model: nn.Module, captured: Capture, plan: _Plan, path: str)
     result = model if not plan.build else copy.deepcopy(model)
     outcome = _Outcome([], [], captured, OpCounts(), OpCounts())
     inner = replace(plan, exclude=tuple(e for e in plan.exclude if isinstance(e, type)))
-    for name in called_children(model):
+    for name, passed in called_children(model):
         child = model.get_submodule(name)
         if _has_own_hooks(child) or not any(True for _ in child.children()) or name in captured.excluded:
             continue
-        compiled, part = _compile(child, None, inner)
+        compiled, part = _compile(child, None, inner, passed)
         where = f"{path}.{name}" if path else name
         outcome.merges += [replace(m, path=f"{where}.{m.path}") for m in part.merges]
         outcome.declines += [replace(d, subject=f"{where}.{d.subject}") for d in part.declines]
@@ -499,6 +514,7 @@ def _report(model: nn.Module, fused: nn.Module, outcome: _Outcome, plan: _Plan, 
         merges=tuple(outcome.merges),
         declines=tuple(outcome.declines),
         islands=tuple(outcome.capture.islands),
+        conditions=tuple(outcome.capture.conditions),
         before=outcome.before,
         after=outcome.after,
         compile_seconds=seconds,
@@ -506,11 +522,14 @@ def _report(model: nn.Module, fused: nn.Module, outcome: _Outcome, plan: _Plan, 
     )
 
 
-def _measured(report: Report, model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], verify: bool) -> Report:
+def _measured(report: Report, model: nn.Module, fused: nn.Module, example: Example, verify: bool) -> Report:
     """The report with operations counted in a real forward, and the whole model compared."""
     started = time.perf_counter()
-    before, after = count_operations(model, inputs), count_operations(fused, inputs)
-    equivalence: Equivalence | None = verify_models(model, fused, inputs) if verify else None
+    args, kwargs = example.args, example.kwargs
+    before, after = count_operations(model, args, kwargs), count_operations(fused, args, kwargs)
+    equivalence: Equivalence | None = (
+        verify_models(model, fused, args, example_kwargs=kwargs) if verify else None
+    )
     seconds = report.verify_seconds + time.perf_counter() - started
     return replace(report, before=before, after=after, equivalence=equivalence, verify_seconds=seconds)
 

@@ -1,0 +1,384 @@
+"""The tracer: torch.fx's, with our leaves, and one that also knows the sizes of an example.
+
+`Tracer` stops at code that asks a traced value for a number or a truth.  `SizedTracer` answers where the
+sizes, dtypes and devices of the example decide it alone, computed on fake tensors, which hold no values:
+so no answer ever depends on data.  Each answer leaves a `SizeGuard` in the graph, which checks at run
+time that it is still right.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import operator
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.proxy import ParameterProxy
+from torch.utils._pytree import tree_map
+
+from repfx.arguments import OPEN, Example, Passed, SignatureTracer, example_values, guarded, templates
+from repfx.inplace import MutableProxy, SizedParameterProxy, is_size
+from repfx.modules import EMITTED, ArgumentGuard, Guard, SizeGuard
+
+_OWN_FORWARD = (nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+class Tracer(SignatureTracer):
+    """torch.fx's tracer with our leaves, remembering the innermost module that stopped it."""
+
+    proxy_buffer_attributes = True  # a buffer is read by name, like a parameter
+
+    def __init__(self, whole: set[str], example: Example | None = None, passed: Passed | None = None) -> None:
+        super().__init__(autowrap_functions=(), param_shapes_constant=True)
+        self.whole = whole
+        self.example, self.passed = example, passed
+        self.compiled_in: dict[str, Any] = {}
+        self._given: dict[str, Any] = {}  # the example's arguments by placeholder
+        self.broke_at = ""
+        self._broken = False
+
+    def templates(self, root: nn.Module, parameters: Sequence[inspect.Parameter]) -> dict[str, Any]:
+        """What of the arguments is compiled in."""
+        if self.example is not None:
+            self._given = example_values(parameters, self.example)
+        if isinstance(root, fx.GraphModule):
+            return super().templates(root, parameters)
+        found = templates(parameters, self.example, self.passed)
+        return {**found, **{name: None for name in self.compiled_in if name in found}}
+
+    def guard(self, parameters: Sequence[inspect.Parameter], found: Any, values: Any) -> None:
+        """One module that checks all arguments that are compiled in."""
+        if isinstance(self.root, fx.GraphModule):
+            return
+        expected = guarded(parameters, found)
+        if self.passed is not None:
+            expected = {name: value for name, value in expected.items() if value is not OPEN}
+        if expected:
+            name = type(self.root).__name__
+            self.add_guard("arguments", ArgumentGuard(name, expected), (), {key: values[key] for key in expected})
+
+    def add_guard(self, path: str, module: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Call a new module of the root's here."""
+        names = (path if i == 0 else f"{path}_{i}" for i in range(sys.maxsize))
+        name = next(n for n in names if not hasattr(self.root, n))
+        self.root.add_module(name, module)
+        self.create_proxy("call_module", name, args, kwargs).node.meta["guard"] = True
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        self.param_shapes_constant = isinstance(attr_val, nn.Parameter)
+        value = super().getattr(attr, attr_val, parameter_proxy_cache)
+        if type(value) is ParameterProxy:
+            return SizedParameterProxy(value.tracer, value.node, value.name, value.param)
+        return value
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return TracedProxy(node, self)
+
+    def kind_of(self, node: fx.Node) -> type:
+        """The type that the value of a node has at run time.  Raises `TraceError` where the graph does not tell."""
+        if node.op != "placeholder":
+            return kind(node, self.root, self.whole)
+        given = self._given.get(str(node.target))
+        return Tensor if given is None or isinstance(given, Tensor) else type(given)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Iterating a split by sizes, whose number of parts is written in the code."""
+        node = obj.node
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        sizes = node.args[1] if len(node.args) > 1 else node.kwargs.get("split_size_or_sections")
+        if name in ("split", "split_with_sizes") and isinstance(sizes, tuple | list):
+            return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(len(sizes))])
+        return super().iter(obj)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.whole or isinstance(m, EMITTED):
+            return True
+        if any(isinstance(m, kind) and type(m).forward is kind.forward for kind in _OWN_FORWARD):
+            return True  # a subclass that computes what torch's own module computes
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            value = super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if not self._broken:
+                self._broken = True
+                self.broke_at = self.path_of_module(m)
+            raise
+        if isinstance(m, Guard):
+            value.node.meta["guard"] = True
+        return value
+
+
+class TracedProxy(MutableProxy):
+    """A traced value, which says what type the value has, and takes the way of a check that does not raise."""
+
+    @property
+    def __class__(self) -> type:  # what isinstance() asks
+        if _is_library(sys._getframe(1).f_code.co_filename):
+            return type(self)
+        return self.tracer.kind_of(self.node)
+
+    def __bool__(self) -> bool:
+        way = way_around_raise(sys._getframe(1))
+        return self.tracer.to_bool(self) if way is None else way
+
+
+class SizedProxy(TracedProxy):
+    """A traced value whose sizes are known for the example."""
+
+    def __len__(self) -> int:
+        return self.tracer.size_of(self)
+
+    def __int__(self) -> int:
+        return int(self.tracer.number_of(self))
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.number_of(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.number_of(self))
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self.tracer.number_of(self), digits)
+
+
+class SizedTracer(Tracer):
+    """A tracer that decides by the sizes of the example what those alone decide."""
+
+    def __init__(self, whole: set[str], example: Example) -> None:
+        super().__init__(whole, example)
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.facts: dict[fx.Node, Any] = {}
+        self.decisions: list[str] = []
+        self._computing = False
+        shapes: list[str] = []
+        tree_map(lambda x: shapes.append(str(tuple(x.shape))) if isinstance(x, Tensor) else None,
+                 (example.args, dict(example.kwargs)))  # fmt: skip
+        self.shapes = ", ".join(shapes)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return SizedProxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> fx.Proxy:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        if not (kind == "call_module" and isinstance(self.root.get_submodule(target), Guard)):
+            self._compute(proxy.node)
+        return proxy
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._computing:
+            return attr_val
+        value = super().getattr(attr, attr_val, parameter_proxy_cache)
+        if isinstance(value, fx.Proxy) and value.node not in self.facts:
+            self._compute(value.node)
+        return value
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self._computing:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def kind_of(self, node: fx.Node) -> type:
+        if node not in self.facts:
+            return super().kind_of(node)
+        return Tensor if isinstance(self.facts[node], Tensor) else type(self.facts[node])
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """A truth that sizes decide."""
+        if not self._is_fact(obj.node):
+            return super().to_bool(obj)
+        return bool(self._decided(obj.node, bool(self.facts[obj.node]), "truth"))
+
+    def number_of(self, obj: fx.Proxy) -> Any:
+        """A number that sizes decide."""
+        value = self.facts.get(obj.node)
+        if not isinstance(value, int | float):
+            raise fx.proxy.TraceError(f"{obj.node.name} is no number that the example's sizes decide")
+        return self._decided(obj.node, value, "value")
+
+    def size_of(self, obj: fx.Proxy) -> int:
+        """How many items a value has, where sizes decide that."""
+        value = self.facts.get(obj.node)
+        if not isinstance(value, Tensor | tuple | list) or (isinstance(value, Tensor) and not value.dim()):
+            raise fx.proxy.TraceError(f"the length of {obj.node.name} is not known")
+        return int(self._decided(obj.node, len(value), "length"))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The items, as many as the example has."""
+        if not isinstance(self.facts.get(obj.node), Tensor | tuple | list):
+            return super().iter(obj)
+        return iter([obj[i] for i in range(self.size_of(obj))])
+
+    def _is_fact(self, node: fx.Node) -> bool:
+        """Whether a value is known for the example, and no tensor."""
+        return node in self.facts and not isinstance(self.facts[node], Tensor)
+
+    def _decided(self, node: fx.Node, value: Any, kind: str) -> Any:
+        place = _place()
+        self.add_guard("sizes", SizeGuard(kind, value, place, self.shapes), (fx.Proxy(node, self),), {})
+        self.decisions.append(f"{place}: decided by example inputs of shape {self.shapes}")
+        return value
+
+    def _compute(self, node: fx.Node) -> None:
+        """What the node is for the example, as far as sizes tell."""
+        if node.op == "placeholder":
+            value = self._given.get(str(node.target).lstrip("*"))
+            self.facts[node] = tree_map(lambda x: self.fake.from_tensor(x) if isinstance(x, Tensor) else x, value)
+            return
+        if any(source not in self.facts for source in node.all_input_nodes):
+            return
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.facts.__getitem__)
+        self._computing = True
+        try:
+            with self.fake, torch.no_grad():
+                self.facts[node] = self._run(node, args, kwargs)
+        except Exception:  # whatever fake tensors cannot do, values decide
+            self.facts.pop(node, None)
+        finally:
+            self._computing = False
+
+    def _run(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        match node.op:
+            case "call_function":
+                assert callable(node.target)
+                return node.target(*args, **kwargs)
+            case "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            case "call_module":
+                return self.root.get_submodule(str(node.target))(*args, **kwargs)
+            case "get_attr":
+                value = operator.attrgetter(str(node.target))(self.root)
+                return self.fake.from_tensor(value) if isinstance(value, Tensor) else value
+            case _:
+                raise NotImplementedError(node.op)
+
+
+def _place() -> str:
+    """The innermost line outside torch and this package: what asked."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and not is_user_code(frame.f_code.co_filename):
+        frame = frame.f_back
+    return f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
+
+
+_TUPLES = {
+    "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind", "meshgrid", "max",
+    "min", "topk", "sort", "mode", "median", "kthvalue", "var_mean", "std_mean", "unique", "where", "nonzero", "svd",
+    "qr", "eigh", "slogdet", "broadcast_tensors", "cummax", "cummin", "frexp", "multi_head_attention_forward",
+    "adaptive_max_pool2d", "max_pool2d", "fractional_max_pool2d", "boolean_dispatch", "fn", "item", "tolist", "dim",
+    "numel", "ndimension", "get_device", "stride", "element_size", "nelement", "is_floating_point", "is_complex",
+}  # fmt: skip
+_SEVERAL = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.modules.adaptive.AdaptiveLogSoftmaxWithLoss)
+
+
+def kind(node: fx.Node, root: nn.Module, whole: set[str]) -> type:
+    """The type of a node's value, from what computes it.  Raises `TraceError` where that does not tell."""
+    match node.op:
+        case "get_attr":
+            return Tensor
+        case "call_module":
+            module = root.get_submodule(str(node.target))
+            plain = type(module).__module__.startswith("torch.nn") or isinstance(module, EMITTED)
+            if plain and not isinstance(module, _SEVERAL) and not getattr(module, "return_indices", False):
+                return Tensor
+        case "call_function" | "call_method":
+            found = _size_kind(node)
+            if found is not None:
+                return found
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            home = getattr(node.target, "__module__", None) or "torch"
+            known = node.op == "call_method" or home.split(".")[0] in ("torch", "_operator")
+            if known and name not in _TUPLES and node.target not in (getattr, operator.getitem):
+                return Tensor
+            if node.target is operator.getitem and kind(node.all_input_nodes[0], root, whole) is Tensor:
+                return Tensor
+    raise fx.proxy.TraceError(f"the code asks what type {node.name} has, which the graph does not tell")
+
+
+def _size_kind(node: fx.Node) -> type | None:
+    """torch.Size of `x.shape` and its slices, int of its items and their sums; None for what is no size."""
+    if not is_size(node):
+        return None
+    if node.target is getattr:
+        return torch.Size if node.args[1] == "shape" else int
+    if node.op == "call_method":
+        return torch.Size if node.target == "size" and len(node.args) == 1 and not node.kwargs else int
+    if node.target is operator.getitem:
+        return torch.Size if isinstance(node.args[1], slice) else int
+    if node.target in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg):
+        kinds = {_size_kind(source) for source in node.all_input_nodes}
+        plain = all(isinstance(a, int | fx.Node) for a in node.args)
+        return int if kinds == {int} and plain else None
+    raise fx.proxy.TraceError(f"the code asks what type {node.name} has, which the graph does not tell")
+
+
+def way_around_raise(frame: FrameType) -> bool | None:
+    """The truth for which `assert ...` or `if ...: raise` does not raise, if that is what asks; else None.
+
+    An input for which it does raise is one that the original refuses.
+    """
+    if any(_may_catch(outer) for outer in _stack(frame)):
+        return None
+    code = list(dis.get_instructions(frame.f_code))
+    index = {instruction.offset: i for i, instruction in enumerate(code)}
+    here = index[frame.f_lasti]
+    if code[here].opname == "TO_BOOL":
+        here += 1
+    name = code[here].opname
+    if "JUMP" not in name or not ("IF_TRUE" in name or "IF_FALSE" in name):
+        return None
+    jumps_if = "IF_TRUE" in name
+    if _raises(code, here + 1):
+        return jumps_if
+    if _raises(code, index[code[here].argval]):
+        return not jumps_if
+    return None
+
+
+def _raises(code: Sequence[dis.Instruction], start: int) -> bool:
+    """Whether what follows ends in a raise, whatever it computes for its message."""
+    for instruction in code[start:]:
+        if instruction.opname == "RAISE_VARARGS":
+            return True
+        if "JUMP" in instruction.opname or instruction.opname.startswith(("RETURN", "FOR_ITER", "YIELD", "STORE")):
+            return False
+    return False
+
+
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frames of the model's own code."""
+    while frame is not None and "/repfx/capture.py" not in frame.f_code.co_filename:
+        if not _is_library(frame.f_code.co_filename):
+            yield frame
+        frame = frame.f_back
+
+
+def _may_catch(frame: FrameType) -> bool:
+    """Whether the line that runs stands inside a `try` or a `with`."""
+    table = dis._parse_exception_table(frame.f_code)  # type: ignore[attr-defined]
+    return any(entry.start <= frame.f_lasti < entry.end for entry in table)
+
+
+def _is_library(filename: str) -> bool:
+    """Whether a file is torch's, ours or Python's own."""
+    return not is_user_code(filename) or (filename.startswith(_PYTHON) and "-packages/" not in filename)
+
+
+_PYTHON = (sysconfig.get_paths()["stdlib"], "<frozen")
+
+
+def is_user_code(filename: str) -> bool:
+    """Whether a file is neither torch's nor ours."""
+    return "/torch/" not in filename and "/repfx/" not in filename
