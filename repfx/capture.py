@@ -139,10 +139,14 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for cache, content in caches:
-            if isinstance(cache, dict) and cache.keys() != content.keys():
+            if isinstance(cache, dict) and (
+                cache.keys() != content.keys() or any(cache[key] is not value for key, value in content.items())
+            ):
                 cache.clear()
                 cache.update(content)
-            elif isinstance(cache, list) and len(cache) != len(content):
+            elif isinstance(cache, list) and (
+                len(cache) != len(content) or any(a is not b for a, b in zip(cache, content, strict=True))
+            ):
                 cache[:] = content
             elif isinstance(cache, set):
                 cache.intersection_update(content)

@@ -128,13 +128,26 @@ class TracedProxy(MutableProxy):
             return type(self)
         return self.tracer.kind_of(self.node)
 
+    def __getattr__(self, name: str) -> fx.Proxy:
+        return TracedAttribute(self, name)
+
     def __bool__(self) -> bool:
         way = way_around_raise(sys._getframe(1))
         return self.tracer.to_bool(self) if way is None else way
 
 
+class TracedAttribute(fx.proxy.Attribute, TracedProxy):
+    """`x.shape`, or the method that `x.view` is."""
+
+    def __getattr__(self, name: str) -> fx.Proxy:
+        return TracedAttribute(self, name)
+
+
 class SizedProxy(TracedProxy):
     """A traced value whose sizes are known for the example."""
+
+    def __getattr__(self, name: str) -> fx.Proxy:
+        return SizedAttribute(self, name)
 
     def __len__(self) -> int:
         return self.tracer.size_of(self)
@@ -150,6 +163,13 @@ class SizedProxy(TracedProxy):
 
     def __round__(self, digits: int | None = None) -> Any:
         return round(self.tracer.number_of(self), digits)
+
+
+class SizedAttribute(fx.proxy.Attribute, SizedProxy):
+    """`x.shape`, whose length and items are known for the example."""
+
+    def __getattr__(self, name: str) -> fx.Proxy:
+        return SizedAttribute(self, name)
 
 
 class SizedTracer(Tracer):
@@ -280,7 +300,13 @@ _TUPLES = {
     "adaptive_max_pool2d", "max_pool2d", "fractional_max_pool2d", "boolean_dispatch", "fn", "item", "tolist", "dim",
     "numel", "ndimension", "get_device", "stride", "element_size", "nelement", "is_floating_point", "is_complex",
 }  # fmt: skip
-_SEVERAL = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.modules.adaptive.AdaptiveLogSoftmaxWithLoss)
+_ONE_TENSOR = {  # where the modules, and subclasses of theirs, are that return one tensor
+    f"torch.nn.modules.{name}"
+    for name in (
+        "conv", "linear", "batchnorm", "instancenorm", "normalization", "pooling", "padding", "dropout", "flatten",
+        "fold", "pixelshuffle", "upsampling", "channelshuffle", "sparse", "activation",
+    )
+}  # fmt: skip
 
 
 def kind(node: fx.Node, root: nn.Module, whole: set[str]) -> type:
@@ -290,8 +316,9 @@ def kind(node: fx.Node, root: nn.Module, whole: set[str]) -> type:
             return Tensor
         case "call_module":
             module = root.get_submodule(str(node.target))
-            plain = type(module).__module__.startswith("torch.nn") or isinstance(module, EMITTED)
-            if plain and not isinstance(module, _SEVERAL) and not getattr(module, "return_indices", False):
+            plain = any(base.__module__ in _ONE_TENSOR for base in type(module).__mro__) or isinstance(module, EMITTED)
+            several = isinstance(module, nn.MultiheadAttention) or getattr(module, "return_indices", False)
+            if plain and not several:
                 return Tensor
         case "call_function" | "call_method":
             found = _size_kind(node)
