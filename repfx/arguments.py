@@ -14,14 +14,15 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx._symbolic_trace import _patch_function
 from torch.fx.graph import CodeGen
 
-from repfx.modules import OPEN, ArgumentGuard
+from repfx.modules import OPEN
 
 EMPTY = inspect.Parameter.empty
 _IN_CODE = (
@@ -100,6 +101,8 @@ def templates(
     """
     given = {} if example is None else example.bound(parameters)
     found: dict[str, Any] = {}
+    if example is None and parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        raise UnknownArgumentError(f"it takes any number of arguments, *{parameters[0].name}")
     for index, parameter in enumerate(parameters):
         name = parameter.name
         if parameter.kind in _VARIADIC:
@@ -160,7 +163,7 @@ def arguments_of(
 def example_values(parameters: Sequence[inspect.Parameter], example: Example) -> dict[str, Any]:
     """The value of every placeholder in a call with these arguments."""
     given = example.bound(parameters)
-    empty = {inspect.Parameter.VAR_POSITIONAL: (), inspect.Parameter.VAR_KEYWORD: {}}
+    empty: dict[Any, Any] = {inspect.Parameter.VAR_POSITIONAL: (), inspect.Parameter.VAR_KEYWORD: {}}
     return {p.name: given.get(p.name, empty.get(p.kind, p.default)) for p in parameters}
 
 
@@ -218,7 +221,7 @@ class SignatureTracer(fx.Tracer):
         self.guard(parameters, found, values)
         if any(found[p.name] is OPEN and p.kind in _VARIADIC for p in parameters):
             ordered = sorted(parameters, key=lambda p: _IN_CODE.index(p.kind))  # as the code object has them
-            call_whole: Callable[..., Any] = _patch_function(root_fn, 1 + len(parameters))
+            call_whole: Callable[..., Any] = _patch_function(cast("FunctionType", root_fn), 1 + len(parameters))
             return call_whole, [root, *(values[p.name] for p in ordered)]
         args, kwargs = arguments_of(parameters, found, values)
 
@@ -232,7 +235,8 @@ class SignatureTracer(fx.Tracer):
         """Nothing is compiled in, so nothing is guarded."""
 
     def _placeholder(self, parameter: inspect.Parameter) -> fx.Proxy:
-        stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        stars = "*" if parameter.kind is inspect.Parameter.VAR_POSITIONAL else ""
+        stars = "**" if parameter.kind is inspect.Parameter.VAR_KEYWORD else stars
         default = () if parameter.default is EMPTY else (parameter.default,)
         return self.create_proxy("placeholder", stars + parameter.name, default, {}, type_expr=_type_of(parameter))
 

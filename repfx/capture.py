@@ -10,11 +10,14 @@ from __future__ import annotations
 import copy
 import fnmatch
 import inspect
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx, nn
+from torch.optim.swa_utils import AveragedModel
 
 from repfx.arguments import EMPTY, Example, Passed, UnknownArgumentError
 from repfx.dead import remove_dead
@@ -35,6 +38,26 @@ class Capture:
     islands: list[Island] = field(default_factory=list)
     excluded: set[str] = field(default_factory=set)
     conditions: list[str] = field(default_factory=list)  # what the example's sizes decided
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside data-parallel, `torch.compile` and weight-averaging wrappers.
+
+    Raises `UserError` for a TorchScript module, whose code is not Python any more.
+    """
+    while True:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise UserError(
+                f"{model.original_name} is a TorchScript module, whose code torch.fx cannot read; "
+                "pass the module that it was made from, and script the result"
+            )
+        compiled = sys.modules.get("torch._dynamo.eval_frame")  # a slow import, and loaded where it is used
+        if compiled is not None and isinstance(model, compiled.OptimizedModule):
+            model = model._orig_mod
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+            model = model.module
+        else:
+            return model
 
 
 def check_mode(model: nn.Module) -> None:

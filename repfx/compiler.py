@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from repfx.arguments import Example, Passed, SignatureTracer, example_values, parameters_of
-from repfx.capture import Capture, Exclusion, capture, check_mode
+from repfx.capture import Capture, Exclusion, capture, check_mode, unwrapped
 from repfx.constants import attribute
 from repfx.cost import count_operations
 from repfx.dead import has_effect, remove_dead
@@ -70,6 +70,7 @@ def reparameterize(
         UserError: an unknown objective, or a folded weight that overflows a half-precision dtype.
     """
     plan = _Plan(_objective(objective), _passes(passes), tuple(exclude), verify, progress)
+    model = unwrapped(model)
     check_mode(model)
     started = time.perf_counter()
     fused, outcome = _compile(model, _example(example_inputs, example_kwargs), plan)
@@ -96,6 +97,7 @@ def explain(
     Works on the meta device.  Arguments as for `reparameterize`.
     """
     plan = _Plan(_objective(objective), _passes(passes), tuple(exclude), verify=False, progress=None, build=False)
+    model = unwrapped(model)
     check_mode(model)
     started = time.perf_counter()
     fused, outcome = _compile(model, _example(example_inputs, example_kwargs), plan)
@@ -198,9 +200,9 @@ def _propagated(captured: Capture, model: nn.Module, example: Example | None) ->
     values = example_values(parameters_of(model.forward), example)
     module = fx.GraphModule(captured.root, captured.graph)
     given = {n: values[str(n.target).lstrip("*")] for n in module.graph.nodes if n.op == "placeholder"}
+    shapes = {node.name: tuple(value.shape) for node, value in given.items() if isinstance(value, Tensor)}
     with torch.no_grad():
         ShapeProp(module).run(initial_env=given)
-    shapes = {node.name: tuple(value.shape) for node, value in given.items() if isinstance(value, Tensor)}
     for node in module.graph.nodes:
         meta = node.meta.pop("tensor_meta", None)
         if hasattr(meta, "shape"):
@@ -527,9 +529,7 @@ def _measured(report: Report, model: nn.Module, fused: nn.Module, example: Examp
     started = time.perf_counter()
     args, kwargs = example.args, example.kwargs
     before, after = count_operations(model, args, kwargs), count_operations(fused, args, kwargs)
-    equivalence: Equivalence | None = (
-        verify_models(model, fused, args, example_kwargs=kwargs) if verify else None
-    )
+    equivalence: Equivalence | None = verify_models(model, fused, args, example_kwargs=kwargs) if verify else None
     seconds = report.verify_seconds + time.perf_counter() - started
     return replace(report, before=before, after=after, equivalence=equivalence, verify_seconds=seconds)
 

@@ -173,9 +173,7 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-def count_operations(
-    model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any] | None = None
-) -> OpCounts:
+def count_operations(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> OpCounts:
     """Operations executed in one forward of `model(*inputs, **keywords)`, and its multiply-accumulates.
 
     Counted as they reach the dispatcher, so functional calls count like modules.  Views are free; the

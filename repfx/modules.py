@@ -153,6 +153,8 @@ PLAIN: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     2: nn.Conv2d,
     3: nn.Conv3d,
 }
+
+
 class _Open:
     """An argument that is a value of the graph."""
 

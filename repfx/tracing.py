@@ -122,13 +122,15 @@ class Tracer(SignatureTracer):
 class TracedProxy(MutableProxy):
     """A traced value, which says what type the value has, and takes the way of a check that does not raise."""
 
-    @property
+    tracer: Any
+
+    @property  # type: ignore[misc]
     def __class__(self) -> type:  # what isinstance() asks
         if _is_library(sys._getframe(1).f_code.co_filename):
             return type(self)
         return self.tracer.kind_of(self.node)
 
-    def __getattr__(self, name: str) -> fx.Proxy:
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
         return TracedAttribute(self, name)
 
     def __bool__(self) -> bool:
@@ -139,14 +141,16 @@ class TracedProxy(MutableProxy):
 class TracedAttribute(fx.proxy.Attribute, TracedProxy):
     """`x.shape`, or the method that `x.view` is."""
 
-    def __getattr__(self, name: str) -> fx.Proxy:
+    tracer: Any
+
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
         return TracedAttribute(self, name)
 
 
 class SizedProxy(TracedProxy):
     """A traced value whose sizes are known for the example."""
 
-    def __getattr__(self, name: str) -> fx.Proxy:
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
         return SizedAttribute(self, name)
 
     def __len__(self) -> int:
@@ -168,7 +172,9 @@ class SizedProxy(TracedProxy):
 class SizedAttribute(fx.proxy.Attribute, SizedProxy):
     """`x.shape`, whose length and items are known for the example."""
 
-    def __getattr__(self, name: str) -> fx.Proxy:
+    tracer: Any
+
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
         return SizedAttribute(self, name)
 
 
@@ -239,7 +245,8 @@ class SizedTracer(Tracer):
         """The items, as many as the example has."""
         if not isinstance(self.facts.get(obj.node), Tensor | tuple | list):
             return super().iter(obj)
-        return iter([obj[i] for i in range(self.size_of(obj))])
+        items = range(self.size_of(obj))
+        return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in items])
 
     def _is_fact(self, node: fx.Node) -> bool:
         """Whether a value is known for the example, and no tensor."""
