@@ -210,7 +210,9 @@ class SignatureTracer(fx.Tracer):
     ) -> tuple[Callable[..., Any], list[Any]]:
         """Placeholders in the order of the signature, and a function that calls `root_fn` with them."""
         root = self.root
-        parameters = list(inspect.signature(root_fn).parameters.values())[1:]
+        own = root.__dict__.get("forward")  # a forward that was set on this very object
+        parameters = list(inspect.signature(own or root_fn).parameters.values())
+        parameters = parameters if own is not None else parameters[1:]
         found = self.templates(root, parameters)
         values = {p.name: self._placeholder(p) for p in parameters}
         kinds = {kind: [p.name for p in parameters if p.kind is kind] for kind in inspect._ParameterKind}
@@ -226,7 +228,7 @@ class SignatureTracer(fx.Tracer):
         args, kwargs = arguments_of(parameters, found, values)
 
         def call() -> Any:
-            return root_fn(root, *args, **kwargs)
+            return root_fn(root, *args, **kwargs) if own is None else own(*args, **kwargs)
 
         call.__annotations__ = {"return": getattr(root_fn, "__annotations__", {}).get("return")}
         return call, []

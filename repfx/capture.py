@@ -90,6 +90,10 @@ def capture(
     for path in sorted(hooked - excluded):
         islands[path] = Island(path, "it has forward hooks, which see its own call")
         whole.add(path)
+    for path, module in model.named_modules():
+        if path and "forward" in module.__dict__ and type(module).__module__.startswith("torch.nn"):
+            islands[path] = Island(path, "its forward was replaced on the object, so it is not what its class says")
+            whole.add(path)
     if "" in whole:
         return Capture(model, None, list(islands.values()), excluded)
     sized = False
@@ -112,6 +116,7 @@ def capture(
             continue
         functionalize(graph, shell)
         remove_guards(graph)
+        read_sizes_early(graph, shell)
         used = {node.target for node in graph.nodes if node.op == "call_module"}
         conditions = list(dict.fromkeys(tracer.decisions)) if isinstance(tracer, SizedTracer) else []
         return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded, conditions)
@@ -219,3 +224,35 @@ def remove_guards(graph: fx.Graph) -> None:
         if node.op == "call_function" and getattr(node.target, "__name__", "") in ("_assert", "assert_fn"):
             graph.erase_node(node)
     remove_dead(graph)
+
+
+_SAME_SIZE = (nn.modules.batchnorm._BatchNorm, nn.Identity, nn.Dropout)
+
+
+def read_sizes_early(graph: fx.Graph, root: nn.Module) -> None:
+    """Let sizes be read before a batch norm, from a value that others read too, not behind it.
+
+    Given   y = norm(x); h = y.shape[2]; z = conv(y); w = x + z
+    Result  y = norm(x); h = x.shape[2]; z = conv(y); w = x + z
+
+    The norm then has only affine readers and can go into them; x stays in any case.
+    """
+    for node in list(graph.nodes):
+        reads = node.target is getattr and node.args[1] in ("shape", "ndim")
+        if not reads and not (node.op == "call_method" and node.target in ("size", "dim")):
+            continue
+        value = node.args[0]
+        source = _before_norms(value, root) if isinstance(value, fx.Node) else value
+        if source is not value and isinstance(source, fx.Node):
+            node.args = (source, *node.args[1:])
+
+
+def _before_norms(value: fx.Node, root: nn.Module) -> fx.Node:
+    """The value before the norms that make this one, if something else reads it too."""
+    found = source = value
+    while source.op == "call_module" and isinstance(root.get_submodule(str(source.target)), _SAME_SIZE):
+        if len(source.args) != 1 or not isinstance(source.args[0], fx.Node):
+            break
+        source = source.args[0]
+        found = source if len(source.users) > 1 else found
+    return found

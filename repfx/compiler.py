@@ -342,7 +342,7 @@ def _graph_module(
             continue
         original = attribute(model, path)
         if node.op == "call_module" and path in {i.path for i in captured.islands}:
-            copied, inner = _compile_island(original, capture_nothing(original, captured), plan, path)
+            copied, inner = _compile_island(original, capture_nothing(original, captured, path), plan, path)
             outcome.merges += inner.merges
             outcome.declines += inner.declines
             outcome.verify_seconds += inner.verify_seconds
@@ -367,9 +367,14 @@ def _graph_module(
     return fused
 
 
-def capture_nothing(model: nn.Module, captured: Capture) -> Capture:
+def capture_nothing(model: nn.Module, captured: Capture, path: str) -> Capture:
     """The capture of a module that is known not to trace."""
-    return Capture(model, None, [i for i in captured.islands if i.path == ""], set())
+    return Capture(model, None, [i for i in captured.islands if i.path == ""], _below(captured.excluded, path))
+
+
+def _below(paths: set[str], parent: str) -> set[str]:
+    """The paths below a module, seen from there."""
+    return {path.removeprefix(f"{parent}.") for path in paths if path.startswith(f"{parent}.")}
 
 
 def _attach(root: nn.Module, path: str, value: Any) -> None:
@@ -406,9 +411,10 @@ def _compile_island(model: nn.Module, captured: Capture, plan: _Plan, path: str)
 
     result = model if not plan.build else copy.deepcopy(model)
     outcome = _Outcome([], [], captured, OpCounts(), OpCounts())
-    inner = replace(plan, exclude=tuple(e for e in plan.exclude if isinstance(e, type)))
+    types = tuple(e for e in plan.exclude if isinstance(e, type))
     for name, passed in called_children(model):
         child = model.get_submodule(name)
+        inner = replace(plan, exclude=(*types, *_below(captured.excluded, name)))
         if _has_own_hooks(child) or not any(True for _ in child.children()) or name in captured.excluded:
             continue
         compiled, part = _compile(child, None, inner, passed)

@@ -235,6 +235,8 @@ class SizeGuard(Guard):
         """What the sizes say now."""
         found = bool(value) if self.kind == "truth" else len(value) if self.kind == "length" else value
         if found != self.wanted:
+            if not self.shapes:
+                raise InputError(f"{self.place} was compiled for a value of {self.wanted} axes, and is given {found}")
             raise InputError(
                 f"an input of this shape takes another way at {self.place} than the example of shape {self.shapes} "
                 "that the model was compiled with; compile it with an example of this shape, or without "

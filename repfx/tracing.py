@@ -9,6 +9,7 @@ time that it is still right.
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 import operator
 import sys
@@ -26,6 +27,7 @@ from torch.utils._pytree import tree_map
 from repfx.arguments import OPEN, Example, Passed, SignatureTracer, example_values, guarded, templates
 from repfx.inplace import MutableProxy, SizedParameterProxy, is_size
 from repfx.modules import EMITTED, ArgumentGuard, Guard, SizeGuard
+from repfx.shapes import Shapes, part_sizes
 
 _OWN_FORWARD = (nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -71,6 +73,15 @@ class Tracer(SignatureTracer):
         self.root.add_module(name, module)
         self.create_proxy("call_module", name, args, kwargs).node.meta["guard"] = True
 
+    def _adopt(self, m: nn.Module) -> None:
+        """Give a module that no other module owns (it lies in a plain list or dictionary) a path on the root."""
+        base = f"unregistered_{type(m).__name__}"
+        names = (base if i == 0 else f"{base}_{i}" for i in range(sys.maxsize))
+        name = next(n for n in names if not hasattr(self.root, n))
+        self.root.add_module(name, m)
+        for path, part in m.named_modules():
+            self.submodule_paths.setdefault(part, f"{name}.{path}" if path else name)
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         self.param_shapes_constant = isinstance(attr_val, nn.Parameter)
         value = super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -89,13 +100,39 @@ class Tracer(SignatureTracer):
         return Tensor if given is None or isinstance(given, Tensor) else type(given)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Iterating a split by sizes, whose number of parts is written in the code."""
-        node = obj.node
+        """The items of a split or of a shape, where structure tells how many there are."""
+        count = self._count(obj.node)
+        if count is None:
+            return super().iter(obj)
+        return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(count)])
+
+    def size_of(self, obj: fx.Proxy) -> int:
+        """How many items a value has."""
+        count = self._count(obj.node)
+        if count is None:
+            raise fx.proxy.TraceError(f"the length of {obj.node.name} is not known")
+        return count
+
+    def _count(self, node: fx.Node) -> int | None:
+        """How many parts a split has, or a shape; a shape's rank is checked at run time."""
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        sizes = node.args[1] if len(node.args) > 1 else node.kwargs.get("split_size_or_sections")
-        if name in ("split", "split_with_sizes") and isinstance(sizes, tuple | list):
-            return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(len(sizes))])
-        return super().iter(obj)
+        source = node.args[0] if node.args else None
+        if name in ("split", "split_with_sizes", "chunk") and isinstance(source, fx.Node):
+            dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
+            total = self.known_shapes.size(source, dim) if isinstance(dim, int) else None
+            sizes = part_sizes(node, total)
+            return None if sizes is None else len(sizes)
+        if _is_shape(node) and isinstance(source, fx.Node):
+            rank = self.known_shapes.rank(source)
+            if rank is not None:
+                self.add_guard("sizes", SizeGuard("length", rank, place(), ""), (fx.Proxy(node, self),), {})
+            return rank
+        return None
+
+    @functools.cached_property
+    def known_shapes(self) -> Shapes:
+        """What structure tells of the shapes so far."""
+        return Shapes(self.root, lambda node: None)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.whole or isinstance(m, EMITTED):
@@ -107,6 +144,8 @@ class Tracer(SignatureTracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if m not in self.submodule_paths:
+            self._adopt(m)
         try:
             value = super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -133,6 +172,9 @@ class TracedProxy(MutableProxy):
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
         return TracedAttribute(self, name)
 
+    def __len__(self) -> int:
+        return self.tracer.size_of(self)
+
     def __bool__(self) -> bool:
         way = way_around_raise(sys._getframe(1))
         return self.tracer.to_bool(self) if way is None else way
@@ -152,9 +194,6 @@ class SizedProxy(TracedProxy):
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
         return SizedAttribute(self, name)
-
-    def __len__(self) -> int:
-        return self.tracer.size_of(self)
 
     def __int__(self) -> int:
         return int(self.tracer.number_of(self))
@@ -238,13 +277,15 @@ class SizedTracer(Tracer):
         """How many items a value has, where sizes decide that."""
         value = self.facts.get(obj.node)
         if not isinstance(value, Tensor | tuple | list) or (isinstance(value, Tensor) and not value.dim()):
-            raise fx.proxy.TraceError(f"the length of {obj.node.name} is not known")
+            return super().size_of(obj)
         return int(self._decided(obj.node, len(value), "length"))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """The items, as many as the example has."""
         if not isinstance(self.facts.get(obj.node), Tensor | tuple | list):
             return super().iter(obj)
+        if not _is_shape(obj.node) and self._count(obj.node) is not None:
+            return super().iter(obj)  # structure tells, for every size
         items = range(self.size_of(obj))
         return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in items])
 
@@ -253,9 +294,9 @@ class SizedTracer(Tracer):
         return node in self.facts and not isinstance(self.facts[node], Tensor)
 
     def _decided(self, node: fx.Node, value: Any, kind: str) -> Any:
-        place = _place()
-        self.add_guard("sizes", SizeGuard(kind, value, place, self.shapes), (fx.Proxy(node, self),), {})
-        self.decisions.append(f"{place}: decided by example inputs of shape {self.shapes}")
+        where = place()
+        self.add_guard("sizes", SizeGuard(kind, value, where, self.shapes), (fx.Proxy(node, self),), {})
+        self.decisions.append(f"{where}: decided by example inputs of shape {self.shapes}")
         return value
 
     def _compute(self, node: fx.Node) -> None:
@@ -292,7 +333,7 @@ class SizedTracer(Tracer):
                 raise NotImplementedError(node.op)
 
 
-def _place() -> str:
+def place() -> str:
     """The innermost line outside torch and this package: what asked."""
     frame = sys._getframe(1)
     while frame.f_back is not None and not is_user_code(frame.f_code.co_filename):
@@ -341,6 +382,13 @@ def kind(node: fx.Node, root: nn.Module, whole: set[str]) -> type:
     raise fx.proxy.TraceError(f"the code asks what type {node.name} has, which the graph does not tell")
 
 
+def _is_shape(node: fx.Node) -> bool:
+    """Whether a node is `x.shape` or `x.size()`."""
+    if node.op == "call_method":
+        return node.target == "size" and len(node.args) == 1 and not node.kwargs
+    return node.target is getattr and node.args[1] == "shape"
+
+
 def _size_kind(node: fx.Node) -> type | None:
     """torch.Size of `x.shape` and its slices, int of its items and their sums; None for what is no size."""
     if not is_size(node):
@@ -348,7 +396,7 @@ def _size_kind(node: fx.Node) -> type | None:
     if node.target is getattr:
         return torch.Size if node.args[1] == "shape" else int
     if node.op == "call_method":
-        return torch.Size if node.target == "size" and len(node.args) == 1 and not node.kwargs else int
+        return torch.Size if _is_shape(node) else int
     if node.target is operator.getitem:
         return torch.Size if isinstance(node.args[1], slice) else int
     if node.target in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg):

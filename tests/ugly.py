@@ -218,7 +218,7 @@ class Exits(nn.Module):
         self.layers = nn.ModuleList(ConvNorm(4, 4, 3) for _ in range(3))
         self.stem, self.exits = ConvNorm(3, 4, 3), nn.ModuleList(nn.Linear(4, 2) for _ in range(3))
         self.table = {"norm": BN(4)}  # a plain dictionary: in no state_dict, moved by nobody
-        self.table["norm"].eval()
+        self.table["norm"].eval().double()
         self.threshold = threshold
 
     def forward(self, x: Tensor, depth: int | None = None, return_all: bool = False) -> Any:
@@ -228,7 +228,7 @@ class Exits(nn.Module):
             if depth is not None and i >= depth:
                 break
             x = layer(layer(x))
-            x = self.table["norm"].to(x.dtype)(x)
+            x = self.table["norm"](x)
             outputs.append(self.exits[i](x.mean((2, 3))))
             if self.threshold is not None and outputs[-1].softmax(-1).max() > self.threshold:
                 break
