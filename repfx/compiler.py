@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from repfx.arguments import Example, Passed, SignatureTracer, example_values, parameters_of
+from repfx.attributes import carry_attributes
 from repfx.capture import Capture, Exclusion, capture, check_mode, unwrapped
 from repfx.constants import attribute
 from repfx.cost import count_operations
@@ -79,7 +80,7 @@ def reparameterize(
     example = _example(example_inputs, example_kwargs)
     if example is not None:
         report = _measured(report, model, fused, example, verify)
-    fused.__dict__["_repfx_report"] = report
+    carry_attributes(model, fused, _repfx_report=report)
     return fused
 
 
