@@ -27,6 +27,7 @@ from repfx.equivalence import verify as verify_models
 from repfx.form import form_of
 from repfx.graph import LiftedGraph, Record, common_path
 from repfx.inplace import is_size
+from repfx.keys import below, key_map_of, weights_read, with_weights
 from repfx.objective import OBJECTIVES, Objective
 from repfx.protocol import Pass
 from repfx.report import Equivalence, Merge, OpCounts, Report
@@ -113,6 +114,11 @@ def report(fused: nn.Module) -> Report:
     return found
 
 
+def key_map(fused: nn.Module) -> dict[str, tuple[str, ...]]:
+    """For every weight of a compiled module the names of the original weights that went into it."""
+    return key_map_of(fused, report(fused))
+
+
 @dataclass(frozen=True)
 class _Plan:
     objective: Objective
@@ -164,6 +170,7 @@ def _compile(
         return _compile_island(model, captured, plan, "")
     traced = captured.root
     before = _count_graph(captured.graph, traced)
+    read = weights_read(captured.graph, traced)
     lifted = LiftedGraph(captured.graph, traced, _whole(captured), _propagated(captured, model, example))
     engine = Engine(
         lifted,
@@ -176,11 +183,11 @@ def _compile(
     declines = [*engine.declines.values(), *lifted.declines()]
     outcome = _Outcome([], declines, captured, before, before, engine.verify_seconds)
     if not plan.build:
-        outcome.merges += _planned(lifted)
+        outcome.merges += with_weights(_planned(lifted), read)
         outcome.after = _count_plan(lifted)
         return model, outcome
     merges, emitted = _emit_all(lifted, traced)
-    outcome.merges += merges
+    outcome.merges += with_weights(merges, read)
     fused = _graph_module(lifted, traced, emitted, captured, plan, outcome)
     outcome.after = _count_graph(fused.graph, fused)
     return fused, outcome
@@ -420,7 +427,7 @@ def _compile_island(model: nn.Module, captured: Capture, plan: _Plan, path: str)
             continue
         compiled, part = _compile(child, None, inner, passed)
         where = f"{path}.{name}" if path else name
-        outcome.merges += [replace(m, path=f"{where}.{m.path}") for m in part.merges]
+        outcome.merges += [below(m, where) for m in part.merges]
         outcome.declines += [replace(d, subject=f"{where}.{d.subject}") for d in part.declines]
         outcome.verify_seconds += part.verify_seconds
         outcome.capture.islands.extend(replace(i, path=f"{where}.{i.path}") for i in part.capture.islands)
@@ -541,4 +548,4 @@ def _measured(report: Report, model: nn.Module, fused: nn.Module, example: Examp
     return replace(report, before=before, after=after, equivalence=equivalence, verify_seconds=seconds)
 
 
-__all__ = ["OBJECTIVES", "Reason", "explain", "reparameterize", "report"]
+__all__ = ["OBJECTIVES", "Reason", "explain", "key_map", "reparameterize", "report"]

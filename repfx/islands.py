@@ -63,7 +63,9 @@ def _uses(kind: type) -> _Uses | None:
         except (OSError, TypeError, SyntaxError):
             return None
         functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name != "__init__"]
-        if any(isinstance(n, ast.Name) and n.id in ("getattr", "setattr", "vars") for f in functions for n in ast.walk(f)):
+        if any(
+            isinstance(n, ast.Name) and n.id in ("getattr", "setattr", "vars") for f in functions for n in ast.walk(f)
+        ):
             return None
         for function in functions:
             _read(function, uses)

@@ -58,6 +58,7 @@ class Merge:
     note: str = ""  # e.g. "valid for every input size"
     sources: tuple[str, ...] = ()  # module paths of what was merged, in the original model
     error: float | None = None  # relative float64 error on the hostile probes; None: not verified
+    weights: tuple[str, ...] = ()  # names of the original weights that went into it
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "deciding": ("repfx.cost", "repfx.objective", "repfx.protocol"),
     "passes": ("passes",),
     "writing": ("repfx.emission", "repfx.verification", "repfx.equivalence", "repfx.rewriting"),
-    "composing": ("repfx.attributes", "repfx.compiler", "repfx"),
+    "composing": ("repfx.attributes", "repfx.keys", "repfx.compiler", "repfx"),
     "outside": (
         "repfx.aten",
         "repfx.messages",

@@ -201,7 +201,9 @@ class Detector(nn.Module):
         super().__init__()
         self.stem, self.c3, self.c4 = ConvNorm(3, 6, 3, 2), ConvNorm(6, 8, 3, 2), ConvNorm(8, 10, 3, 2)
         self.fpn = FPN({"c3": 8, "c4": 10}, 6)
-        self.head = nn.ModuleDict({"boxes": nn.Conv2d(6, 4, 1), "scores": nn.Sequential(ConvNorm(6, 6, 3), nn.Conv2d(6, 2, 1))})
+        self.head = nn.ModuleDict(
+            {"boxes": nn.Conv2d(6, 4, 1), "scores": nn.Sequential(ConvNorm(6, 6, 3), nn.Conv2d(6, 2, 1))}
+        )
 
     def forward(self, images: Tensor) -> Detections:
         c3 = self.c3(self.stem(images))
