@@ -23,7 +23,7 @@ def carry_attributes(model: nn.Module, fused: nn.Module, **own: Any) -> None:
     kept = dict(own)
     if isinstance(fused, fx.GraphModule):
         earlier = model.meta.get(_PRESERVED, {}) if isinstance(model, fx.GraphModule) else {}
-        kept = {**{name: value for name, value in plain_attributes(model, fused)}, **earlier, **own}
+        kept = {**dict(plain_attributes(model, fused)), **earlier, **own}
         fused.meta[_PRESERVED] = {**fused.meta.get(_PRESERVED, {}), **kept}
     for name, value in kept.items():
         fused.__dict__[name] = value

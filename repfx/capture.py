@@ -23,8 +23,9 @@ from repfx.arguments import EMPTY, Example, Passed, UnknownArgumentError
 from repfx.dead import remove_dead
 from repfx.decline import TrainingModeError, UserError
 from repfx.inplace import functionalize
+from repfx.questions import is_user_code
 from repfx.report import Island
-from repfx.tracing import SizedTracer, Tracer, is_user_code
+from repfx.tracing import SizedTracer, Tracer
 
 Exclusion = Sequence[str | type]
 

@@ -26,6 +26,7 @@ class _Uses:
     """How a class uses its attributes: what the calls of each pass, of itself or of its items."""
 
     called: dict[str, Passed] = field(default_factory=dict)
+    reached: set[str] = field(default_factory=set)  # attributes of anything but self
     items: dict[str, Passed] = field(default_factory=dict)
     otherwise: set[str] = field(default_factory=set)
 
@@ -35,19 +36,25 @@ class _Uses:
         into[name] = into.get(name, passed).joined(passed)
 
 
-def called_children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Passed]]:
-    """Paths below `module` that are only ever called, and what the calls pass."""
+def called_children(
+    module: nn.Module, prefix: str = "", reached: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, Passed]]:
+    """Paths below `module` that are only ever called, and what the calls pass.
+
+    `reached` are the names that modules above use as attributes of their children: `self.stem.conv.weight`.
+    """
     uses = _uses(type(module))
+    below = reached if uses is None else reached | uses.reached
     for name, child in module.named_children():
         path = f"{prefix}{name}"
-        known = uses is not None and name not in uses.otherwise
+        known = uses is not None and name not in uses.otherwise and name not in reached
         if uses is not None and known and name in uses.called and name not in uses.items:
             yield path, uses.called[name]
         elif uses is not None and known and name in uses.items and type(child) in _CONTAINERS:
             if name not in uses.called:
                 yield from ((f"{path}.{item}", uses.items[name]) for item, _ in child.named_children())
         else:
-            yield from called_children(child, f"{path}.")
+            yield from called_children(child, f"{path}.", below)
 
 
 def _uses(kind: type) -> _Uses | None:
@@ -96,6 +103,8 @@ def _read(function: ast.FunctionDef, uses: _Uses) -> None:
                 uses.note(uses.items, name, calls[id(n)])
     for node in ast.walk(function):
         name = _own(node)
+        if name is None and isinstance(node, ast.Attribute):
+            uses.reached.add(node.attr)
         if name is None or id(node) in understood:
             continue
         if id(node) in calls:

@@ -8,14 +8,11 @@ time that it is still right.
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
 import operator
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,8 +22,9 @@ from torch.fx.proxy import ParameterProxy
 from torch.utils._pytree import tree_map
 
 from repfx.arguments import OPEN, Example, Passed, SignatureTracer, example_values, guarded, templates
-from repfx.inplace import MutableProxy, SizedParameterProxy, is_size
+from repfx.inplace import MutableProxy, SizedParameterProxy
 from repfx.modules import EMITTED, ArgumentGuard, Guard, SizeGuard
+from repfx.questions import is_library, is_shape, kind, place, way_around_raise
 from repfx.shapes import Shapes, part_sizes
 
 _OWN_FORWARD = (nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -79,6 +77,7 @@ class Tracer(SignatureTracer):
         names = (base if i == 0 else f"{base}_{i}" for i in range(sys.maxsize))
         name = next(n for n in names if not hasattr(self.root, n))
         self.root.add_module(name, m)
+        assert self.submodule_paths is not None
         for path, part in m.named_modules():
             self.submodule_paths.setdefault(part, f"{name}.{path}" if path else name)
 
@@ -122,7 +121,7 @@ class Tracer(SignatureTracer):
             total = self.known_shapes.size(source, dim) if isinstance(dim, int) else None
             sizes = part_sizes(node, total)
             return None if sizes is None else len(sizes)
-        if _is_shape(node) and isinstance(source, fx.Node):
+        if is_shape(node) and isinstance(source, fx.Node):
             rank = self.known_shapes.rank(source)
             if rank is not None:
                 self.add_guard("sizes", SizeGuard("length", rank, place(), ""), (fx.Proxy(node, self),), {})
@@ -144,7 +143,7 @@ class Tracer(SignatureTracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if m not in self.submodule_paths:
+        if self.submodule_paths is not None and m not in self.submodule_paths:
             self._adopt(m)
         try:
             value = super().call_module(m, forward, args, kwargs)
@@ -165,7 +164,7 @@ class TracedProxy(MutableProxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # what isinstance() asks
-        if _is_library(sys._getframe(1).f_code.co_filename):
+        if is_library(sys._getframe(1).f_code.co_filename):
             return type(self)
         return self.tracer.kind_of(self.node)
 
@@ -284,7 +283,7 @@ class SizedTracer(Tracer):
         """The items, as many as the example has."""
         if not isinstance(self.facts.get(obj.node), Tensor | tuple | list):
             return super().iter(obj)
-        if not _is_shape(obj.node) and self._count(obj.node) is not None:
+        if not is_shape(obj.node) and self._count(obj.node) is not None:
             return super().iter(obj)  # structure tells, for every size
         items = range(self.size_of(obj))
         return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in items])
@@ -331,136 +330,3 @@ class SizedTracer(Tracer):
                 return self.fake.from_tensor(value) if isinstance(value, Tensor) else value
             case _:
                 raise NotImplementedError(node.op)
-
-
-def place() -> str:
-    """The innermost line outside torch and this package: what asked."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and not is_user_code(frame.f_code.co_filename):
-        frame = frame.f_back
-    return f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
-
-
-_TUPLES = {
-    "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind", "meshgrid", "max",
-    "min", "topk", "sort", "mode", "median", "kthvalue", "var_mean", "std_mean", "unique", "where", "nonzero", "svd",
-    "qr", "eigh", "slogdet", "broadcast_tensors", "cummax", "cummin", "frexp", "multi_head_attention_forward",
-    "adaptive_max_pool2d", "max_pool2d", "fractional_max_pool2d", "boolean_dispatch", "fn", "item", "tolist", "dim",
-    "numel", "ndimension", "get_device", "stride", "element_size", "nelement", "is_floating_point", "is_complex",
-}  # fmt: skip
-_ONE_TENSOR = {  # where the modules, and subclasses of theirs, are that return one tensor
-    f"torch.nn.modules.{name}"
-    for name in (
-        "conv", "linear", "batchnorm", "instancenorm", "normalization", "pooling", "padding", "dropout", "flatten",
-        "fold", "pixelshuffle", "upsampling", "channelshuffle", "sparse", "activation",
-    )
-}  # fmt: skip
-
-
-def kind(node: fx.Node, root: nn.Module, whole: set[str]) -> type:
-    """The type of a node's value, from what computes it.  Raises `TraceError` where that does not tell."""
-    match node.op:
-        case "get_attr":
-            return Tensor
-        case "call_module":
-            module = root.get_submodule(str(node.target))
-            plain = any(base.__module__ in _ONE_TENSOR for base in type(module).__mro__) or isinstance(module, EMITTED)
-            several = isinstance(module, nn.MultiheadAttention) or getattr(module, "return_indices", False)
-            if plain and not several:
-                return Tensor
-        case "call_function" | "call_method":
-            found = _size_kind(node)
-            if found is not None:
-                return found
-            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-            home = getattr(node.target, "__module__", None) or "torch"
-            known = node.op == "call_method" or home.split(".")[0] in ("torch", "_operator")
-            if known and name not in _TUPLES and node.target not in (getattr, operator.getitem):
-                return Tensor
-            if node.target is operator.getitem and kind(node.all_input_nodes[0], root, whole) is Tensor:
-                return Tensor
-    raise fx.proxy.TraceError(f"the code asks what type {node.name} has, which the graph does not tell")
-
-
-def _is_shape(node: fx.Node) -> bool:
-    """Whether a node is `x.shape` or `x.size()`."""
-    if node.op == "call_method":
-        return node.target == "size" and len(node.args) == 1 and not node.kwargs
-    return node.target is getattr and node.args[1] == "shape"
-
-
-def _size_kind(node: fx.Node) -> type | None:
-    """torch.Size of `x.shape` and its slices, int of its items and their sums; None for what is no size."""
-    if not is_size(node):
-        return None
-    if node.target is getattr:
-        return torch.Size if node.args[1] == "shape" else int
-    if node.op == "call_method":
-        return torch.Size if _is_shape(node) else int
-    if node.target is operator.getitem:
-        return torch.Size if isinstance(node.args[1], slice) else int
-    if node.target in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg):
-        kinds = {_size_kind(source) for source in node.all_input_nodes}
-        plain = all(isinstance(a, int | fx.Node) for a in node.args)
-        return int if kinds == {int} and plain else None
-    raise fx.proxy.TraceError(f"the code asks what type {node.name} has, which the graph does not tell")
-
-
-def way_around_raise(frame: FrameType) -> bool | None:
-    """The truth for which `assert ...` or `if ...: raise` does not raise, if that is what asks; else None.
-
-    An input for which it does raise is one that the original refuses.
-    """
-    if any(_may_catch(outer) for outer in _stack(frame)):
-        return None
-    code = list(dis.get_instructions(frame.f_code))
-    index = {instruction.offset: i for i, instruction in enumerate(code)}
-    here = index[frame.f_lasti]
-    if code[here].opname == "TO_BOOL":
-        here += 1
-    name = code[here].opname
-    if "JUMP" not in name or not ("IF_TRUE" in name or "IF_FALSE" in name):
-        return None
-    jumps_if = "IF_TRUE" in name
-    if _raises(code, here + 1):
-        return jumps_if
-    if _raises(code, index[code[here].argval]):
-        return not jumps_if
-    return None
-
-
-def _raises(code: Sequence[dis.Instruction], start: int) -> bool:
-    """Whether what follows ends in a raise, whatever it computes for its message."""
-    for instruction in code[start:]:
-        if instruction.opname == "RAISE_VARARGS":
-            return True
-        if "JUMP" in instruction.opname or instruction.opname.startswith(("RETURN", "FOR_ITER", "YIELD", "STORE")):
-            return False
-    return False
-
-
-def _stack(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frames of the model's own code."""
-    while frame is not None and "/repfx/capture.py" not in frame.f_code.co_filename:
-        if not _is_library(frame.f_code.co_filename):
-            yield frame
-        frame = frame.f_back
-
-
-def _may_catch(frame: FrameType) -> bool:
-    """Whether the line that runs stands inside a `try` or a `with`."""
-    table = dis._parse_exception_table(frame.f_code)  # type: ignore[attr-defined]
-    return any(entry.start <= frame.f_lasti < entry.end for entry in table)
-
-
-def _is_library(filename: str) -> bool:
-    """Whether a file is torch's, ours or Python's own."""
-    return not is_user_code(filename) or (filename.startswith(_PYTHON) and "-packages/" not in filename)
-
-
-_PYTHON = (sysconfig.get_paths()["stdlib"], "<frozen")
-
-
-def is_user_code(filename: str) -> bool:
-    """Whether a file is neither torch's nor ours."""
-    return "/torch/" not in filename and "/repfx/" not in filename

@@ -36,6 +36,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.arguments",
         "repfx.shapes",
         "repfx.islands",
+        "repfx.questions",
         "repfx.tracing",
         "repfx.capture",
         "repfx.constants",

@@ -136,9 +136,11 @@ class UNet(nn.Module):
 
     def __init__(self, widths: tuple[int, ...] = (6, 8, 10)) -> None:
         super().__init__()
-        double = lambda a, b: nn.Sequential(  # noqa: E731
-            nn.Conv2d(a, b, 3, padding=1), BN(b), nn.ReLU(inplace=True), nn.Conv2d(b, b, 3, padding=1), BN(b), nn.ReLU(True)
-        )  # fmt: skip
+
+        def double(a: int, b: int) -> nn.Module:
+            first = (nn.Conv2d(a, b, 3, padding=1), BN(b), nn.ReLU(inplace=True))
+            return nn.Sequential(*first, nn.Conv2d(b, b, 3, padding=1), BN(b), nn.ReLU(inplace=True))
+
         self.downs, self.ups, self.merges = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         inputs = 3
         for width in widths:
