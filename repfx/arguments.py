@@ -239,7 +239,7 @@ class SignatureTracer(fx.Tracer):
     def _placeholder(self, parameter: inspect.Parameter) -> fx.Proxy:
         stars = "*" if parameter.kind is inspect.Parameter.VAR_POSITIONAL else ""
         stars = "**" if parameter.kind is inspect.Parameter.VAR_KEYWORD else stars
-        default = () if parameter.default is EMPTY else (parameter.default,)
+        default = () if parameter.default is EMPTY else (parameter.default if _is_plain(parameter.default) else None,)
         return self.create_proxy("placeholder", stars + parameter.name, default, {}, type_expr=_type_of(parameter))
 
 

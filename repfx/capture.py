@@ -104,6 +104,8 @@ def capture(
         try:
             with unchanged(model):
                 graph = tracer.trace(shell)
+                if tracer.refusal is not None:
+                    raise tracer.refusal  # the model's own code caught it, and went on elsewhere
                 _check_none(tracer, model)
         except Exception as error:  # a model's own code may raise anything under symbolic values
             if example is not None and not sized:
@@ -119,7 +121,7 @@ def capture(
         remove_guards(graph)
         read_sizes_early(graph, shell)
         used = {node.target for node in graph.nodes if node.op == "call_module"}
-        conditions = list(dict.fromkeys(tracer.decisions)) if isinstance(tracer, SizedTracer) else []
+        conditions = list(dict.fromkeys(tracer.decisions.values())) if isinstance(tracer, SizedTracer) else []
         return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded, conditions)
 
 

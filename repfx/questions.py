@@ -68,7 +68,7 @@ def kind(node: fx.Node, root: nn.Module, whole: set[str]) -> type:
                 return Tensor
             if node.target is operator.getitem and kind(node.all_input_nodes[0], root, whole) is Tensor:
                 return Tensor
-    raise fx.proxy.TraceError(f"the code asks what type {node.name} has, which the graph does not tell")
+    raise fx.proxy.TraceError(f"asks what type {node.name} has, which nothing tells")
 
 
 def is_shape(node: fx.Node) -> bool:
@@ -92,7 +92,7 @@ def _size_kind(node: fx.Node) -> type | None:
         kinds = {_size_kind(source) for source in node.all_input_nodes}
         plain = all(isinstance(a, int | fx.Node) for a in node.args)
         return int if kinds == {int} and plain else None
-    raise fx.proxy.TraceError(f"the code asks what type {node.name} has, which the graph does not tell")
+    raise fx.proxy.TraceError(f"asks what type {node.name} has, which nothing tells")
 
 
 def way_around_raise(frame: FrameType) -> bool | None:

@@ -161,7 +161,7 @@ class Report:
             islands.add_column("module")
             islands.add_column("because", overflow="fold")
             for island in self.islands:
-                islands.add_row(island.path, island.cause)
+                islands.add_row(island.path or "the model", island.cause)
             yield islands
         if self.conditions:
             conditions = Table(title=f"holds for the example's sizes ({len(self.conditions)})", title_justify="left")

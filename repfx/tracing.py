@@ -13,7 +13,8 @@ import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -42,6 +43,7 @@ class Tracer(SignatureTracer):
         self.compiled_in: dict[str, Any] = {}
         self._given: dict[str, Any] = {}  # the example's arguments by placeholder
         self.broke_at = ""
+        self.refusal: fx.proxy.TraceError | None = None  # the last one; the model's own code may have caught it
         self._broken = False
 
     def templates(self, root: nn.Module, parameters: Sequence[inspect.Parameter]) -> dict[str, Any]:
@@ -64,12 +66,14 @@ class Tracer(SignatureTracer):
             name = type(self.root).__name__
             self.add_guard("arguments", ArgumentGuard(name, expected), (), {key: values[key] for key in expected})
 
-    def add_guard(self, path: str, module: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def add_guard(self, path: str, module: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         """Call a new module of the root's here."""
         names = (path if i == 0 else f"{path}_{i}" for i in range(sys.maxsize))
         name = next(n for n in names if not hasattr(self.root, n))
         self.root.add_module(name, module)
-        self.create_proxy("call_module", name, args, kwargs).node.meta["guard"] = True
+        node = self.create_proxy("call_module", name, args, kwargs).node
+        node.meta["guard"] = True
+        return node
 
     def _adopt(self, m: nn.Module) -> None:
         """Give a module that no other module owns (it lies in a plain list or dictionary) a path on the root."""
@@ -98,19 +102,45 @@ class Tracer(SignatureTracer):
         given = self._given.get(str(node.target))
         return Tensor if given is None or isinstance(given, Tensor) else type(given)
 
+    def check_attribute(self, node: fx.Node, name: str) -> None:
+        """Raise `AttributeError` where the value has no such attribute: `hasattr(x, "logits")`."""
+        if hasattr(Tensor, name):
+            return
+        try:
+            of = self.kind_of(node)
+        except fx.proxy.TraceError:
+            return
+        if not hasattr(of, name):
+            raise AttributeError(f"{of.__name__} has no attribute {name}")
+
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """The items of a split or of a shape, where structure tells how many there are."""
         count = self._count(obj.node)
         if count is None:
-            return super().iter(obj)
+            self.stop(f"loops over {obj.node.name}, whose length nothing tells")
         return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(count)])
 
     def size_of(self, obj: fx.Proxy) -> int:
         """How many items a value has."""
         count = self._count(obj.node)
         if count is None:
-            raise fx.proxy.TraceError(f"the length of {obj.node.name} is not known")
+            self.stop(f"asks for the length of {obj.node.name}, which nothing tells")
         return count
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Nothing tells whether a value is true."""
+        self.stop("branches on a value that is known at run time only")
+
+    def number_of(self, obj: fx.Proxy) -> Any:
+        """Nothing tells what number a value is."""
+        self.stop("needs a number that is known at run time only")
+
+    def stop(self, what: str) -> NoReturn:
+        """Give up on the module whose code runs, even if that code catches the error."""
+        if not self._broken:
+            self.broke_at = self.scope.module_path
+        self.refusal = fx.proxy.TraceError(what)
+        raise self.refusal
 
     def _count(self, node: fx.Node) -> int | None:
         """How many parts a split has, or a shape; a shape's rank is checked at run time."""
@@ -166,13 +196,21 @@ class TracedProxy(MutableProxy):
     def __class__(self) -> type:  # what isinstance() asks
         if is_library(sys._getframe(1).f_code.co_filename):
             return type(self)
-        return self.tracer.kind_of(self.node)
+        try:
+            found: type = self.tracer.kind_of(self.node)
+        except fx.proxy.TraceError as error:
+            self.tracer.stop(str(error))
+        return found
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        self.tracer.check_attribute(self.node, name)
         return TracedAttribute(self, name)
 
     def __len__(self) -> int:
         return self.tracer.size_of(self)
+
+    def __int__(self) -> int:
+        return int(self.tracer.number_of(self))
 
     def __bool__(self) -> bool:
         way = way_around_raise(sys._getframe(1))
@@ -192,19 +230,29 @@ class SizedProxy(TracedProxy):
     """A traced value whose sizes are known for the example."""
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        self.tracer.check_attribute(self.node, name)
         return SizedAttribute(self, name)
 
-    def __int__(self) -> int:
-        return int(self.tracer.number_of(self))
-
     def __index__(self) -> int:
-        return operator.index(self.tracer.number_of(self))
+        value = operator.index(self.tracer.number_of(self))
+        self.tracer.asked_by(sys._getframe(1))
+        return value
 
     def __float__(self) -> float:
-        return float(self.tracer.number_of(self))
+        value = float(self.tracer.number_of(self))
+        self.tracer.asked_by(sys._getframe(1))
+        return value
 
     def __round__(self, digits: int | None = None) -> Any:
         return round(self.tracer.number_of(self), digits)
+
+    @classmethod
+    def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
+        found: list[Any] = []
+        tree_map(lambda x: found.append(x) if type(x) in (SizedProxy, SizedAttribute) else None, (args, kwargs))
+        for proxy in found[:1]:
+            proxy.tracer.take_back(sys._getframe(1))
+        return super().__torch_function__(orig_method, types, args, kwargs)
 
 
 class SizedAttribute(fx.proxy.Attribute, SizedProxy):
@@ -223,7 +271,8 @@ class SizedTracer(Tracer):
         super().__init__(whole, example)
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.facts: dict[fx.Node, Any] = {}
-        self.decisions: list[str] = []
+        self.decisions: dict[fx.Node, str] = {}  # by guard
+        self._asked: list[tuple[FrameType, int, fx.Node]] = []  # numbers asked for since the last operation
         self._computing = False
         shapes: list[str] = []
         tree_map(lambda x: shapes.append(str(tuple(x.shape))) if isinstance(x, Tensor) else None,
@@ -233,9 +282,23 @@ class SizedTracer(Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return SizedProxy(node, self)
 
+    def asked_by(self, frame: FrameType) -> None:
+        """Note which instruction asked for the number that the last guard checks."""
+        self._asked.append((frame, frame.f_lasti, next(reversed(self.graph.nodes))))
+
+    def take_back(self, frame: FrameType) -> None:
+        """Forget numbers that torch asked for only to see that they are, and then recorded as the values they are."""
+        for asking, instruction, guard in self._asked:
+            if asking is frame and instruction == frame.f_lasti:
+                delattr(self.root, str(guard.target))
+                self.graph.erase_node(guard)
+                del self.decisions[guard]
+        self._asked.clear()
+
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         if not (kind == "call_module" and isinstance(self.root.get_submodule(target), Guard)):
+            self._asked.clear()
             self._compute(proxy.node)
         return proxy
 
@@ -269,7 +332,7 @@ class SizedTracer(Tracer):
         """A number that sizes decide."""
         value = self.facts.get(obj.node)
         if not isinstance(value, int | float):
-            raise fx.proxy.TraceError(f"{obj.node.name} is no number that the example's sizes decide")
+            return super().number_of(obj)
         return self._decided(obj.node, value, "value")
 
     def size_of(self, obj: fx.Proxy) -> int:
@@ -294,8 +357,8 @@ class SizedTracer(Tracer):
 
     def _decided(self, node: fx.Node, value: Any, kind: str) -> Any:
         where = place()
-        self.add_guard("sizes", SizeGuard(kind, value, where, self.shapes), (fx.Proxy(node, self),), {})
-        self.decisions.append(f"{where}: decided by example inputs of shape {self.shapes}")
+        guard = self.add_guard("sizes", SizeGuard(kind, value, where, self.shapes), (fx.Proxy(node, self),), {})
+        self.decisions[guard] = f"{where}: decided by example inputs of shape {self.shapes}"
         return value
 
     def _compute(self, node: fx.Node) -> None:
