@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from types import FunctionType, MethodType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 _PRESERVED = "_user_preserved_attributes"  # of GraphModule.meta: deepcopy and export keep these
-_CODE = (FunctionType, MethodType, ModuleType, type, nn.Module, Tensor, fx.Proxy)
+_CODE = (ModuleType, nn.Module, Tensor, fx.Proxy)
 _DEPTH = 4
 
 
@@ -41,7 +41,7 @@ def plain_attributes(model: nn.Module, fused: nn.Module) -> Iterator[tuple[str, 
 
 
 def _is_data(value: Any, depth: int) -> bool:
-    if isinstance(value, _CODE) or depth == 0:
+    if isinstance(value, _CODE) or callable(value) or depth == 0:
         return False
     if isinstance(value, dict):
         return all(_is_data(item, depth - 1) for item in value.values())
