@@ -103,6 +103,7 @@ def templates(
     found: dict[str, Any] = {}
     if example is None and parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
         raise UnknownArgumentError(f"it takes any number of arguments, *{parameters[0].name}")
+    sole = _taken_as_given(parameters) if example is None and passed is None else None
     for index, parameter in enumerate(parameters):
         name = parameter.name
         if parameter.kind in _VARIADIC:
@@ -114,7 +115,7 @@ def templates(
                 found[name] = {key: template(value) for key, value in given.get(name, {}).items()}
         elif name in given:
             found[name] = template(given[name])
-        elif parameter.default is EMPTY:
+        elif parameter.default is EMPTY or name == sole:
             found[name] = OPEN
         elif passed is not None and passed.gives(index, name):
             raise UnknownArgumentError(f"its caller passes {name}, whose default is {parameter.default!r}")
@@ -123,6 +124,14 @@ def templates(
         else:
             found[name] = parameter.default
     return found
+
+
+def _taken_as_given(parameters: Sequence[inspect.Parameter]) -> str | None:
+    """The first argument of a forward that asks for none: it computes nothing from nothing."""
+    named = [p for p in parameters if p.kind not in _VARIADIC]
+    if not named or any(p.default is EMPTY for p in named) or named[0].default is not None:
+        return None
+    return named[0].name
 
 
 def _spills(parameters: Sequence[inspect.Parameter], passed: Passed) -> bool:

@@ -10,7 +10,7 @@ import dis
 import operator
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 import torch
@@ -111,24 +111,35 @@ def way_around_raise(frame: FrameType) -> bool | None:
     if "JUMP" not in name or not ("IF_TRUE" in name or "IF_FALSE" in name):
         return None
     jumps_if = "IF_TRUE" in name
-    if _raises(code, here + 1):
+    if _raises(code, index, here + 1):
         return jumps_if
-    if _raises(code, index[code[here].argval]):
+    if _raises(code, index, index[code[here].argval]):
         return not jumps_if
     return None
 
 
-_LEAVES = ("RETURN", "FOR_ITER", "YIELD", "STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "STORE_DEREF", "RERAISE")
+_LEAVES = ("RETURN", "YIELD", "STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "STORE_DEREF", "RERAISE", "SEND")
 
 
-def _raises(code: Sequence[dis.Instruction], start: int) -> bool:
-    """Whether what follows ends in a raise, whatever it computes for its message."""
-    for instruction in code[start:]:
-        if instruction.opname == "RAISE_VARARGS":
-            return True
-        if "JUMP" in instruction.opname or instruction.opname.startswith(_LEAVES):
+def _raises(code: Sequence[dis.Instruction], index: Mapping[int, int], start: int) -> bool:
+    """Whether every way from here ends in a raise, whatever it computes for its message."""
+    work, seen = [start], set()
+    while work:
+        here = work.pop()
+        if here in seen or here >= len(code):
+            continue
+        seen.add(here)
+        name = code[here].opname
+        if name == "RAISE_VARARGS":
+            continue
+        if name.startswith(_LEAVES):
             return False
-    return False
+        jumps = "JUMP" in name or name == "FOR_ITER"
+        if jumps:
+            work.append(index[code[here].argval])
+        if not jumps or "_IF_" in name or name == "FOR_ITER":
+            work.append(here + 1)
+    return True
 
 
 def _stack(frame: FrameType | None) -> Iterator[FrameType]:

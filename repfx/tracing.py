@@ -8,10 +8,12 @@ time that it is still right.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import operator
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -94,6 +96,18 @@ class Tracer(SignatureTracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return TracedProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """torch.fx makes every dictionary a plain one; here an ordered one, or a dataclass that is one, stays so."""
+        if isinstance(a, dict) and type(a) is not dict:
+            if dataclasses.is_dataclass(a):
+                items = {f.name: self.create_arg(getattr(a, f.name)) for f in dataclasses.fields(a)}
+                return self.create_node("call_function", type(a), (), items)
+            if type(a) is not OrderedDict:
+                self.stop(f"makes a {type(a).__name__}, which a graph cannot")
+            pairs = [(self.create_arg(key), self.create_arg(value)) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (pairs,), {})
+        return super().create_arg(a)
 
     def kind_of(self, node: fx.Node) -> type:
         """The type that the value of a node has at run time.  Raises `TraceError` where the graph does not tell."""
