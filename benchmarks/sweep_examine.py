@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 import repfx
 from benchmarks.sweep_depthwise import FastDepthwise
-from benchmarks.sweep_subjects import Subject, build, inputs, quiet
+from benchmarks.sweep_subjects import NotInstalledError, Subject, build, inputs, quiet
 from repfx.cost import count_operations
 from repfx.modules import ScaleShift
 from repfx.report import OpCounts, Report
@@ -42,6 +42,7 @@ class Leftover:
     producer: str  # what computes its input, and how often that is read
     readers: str  # what reads its output
     reason: str  # the compiler's own words, if it said any
+    because: str = ""  # what stands on both sides, and why neither takes it
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Row:
     spec: str
     family: str
     size: int
-    status: str = "ok"  # ok | wrong | exception | time limit | not built
+    status: str = "ok"  # ok | wrong | exception | time limit | not built | skipped
     stage: str = ""  # what was being done when it failed
     message: str = ""
     traced: bool = False  # one graph, no islands at the top
@@ -61,6 +62,7 @@ class Row:
     shaped: OpCounts | None = None  # with them, where that changes anything
     error: float | None = None  # worst relative error over the probes, in float64
     own_error: float | None = None
+    rounding: float | None = None  # what one rounding of the input does to the original, where that excuses the error
     signature: bool = True  # the same forward parameters
     untouched: bool = True  # the original's weights are what they were
     seconds: float = 0.0  # to compile, verification apart
@@ -73,7 +75,7 @@ class Row:
     @property
     def passed(self) -> bool:
         """Whether it went through with the same outputs and the same signature, and touched nothing."""
-        return self.status == "ok" and self.signature and self.untouched
+        return self.status == "skipped" or (self.status == "ok" and self.signature and self.untouched)
 
     @property
     def best(self) -> OpCounts:
@@ -96,6 +98,8 @@ def examine(subject: Subject, *, shapes: bool = True, verify: bool = False) -> R
     try:
         with quiet(), torch.no_grad(), FastDepthwise():
             _examine(subject, row, shapes, verify)
+    except NotInstalledError as error:
+        row.status, row.message = "skipped", str(error)
     except Exception as error:  # the sweep's purpose is to meet them
         row.status = "not built" if row.stage == "build" else "exception"
         row.message = _message(error)
@@ -113,6 +117,9 @@ def _examine(subject: Subject, row: Row, shapes: bool, verify: bool) -> None:
     wanted_further = _accepted(model, further)
     before = _fingerprint(model)
     row.stage = "compile"
+    if subject.group == "others":
+        model = build(subject)  # transformers hooks its modules in their first forward
+        before = _fingerprint(model)
     fused = repfx.reparameterize(model, verify=verify)
     report = repfx.report(fused)
     row.seconds, row.verify_seconds = report.compile_seconds, report.verify_seconds
@@ -215,7 +222,7 @@ def _excuse(row: Row, model: nn.Module, probe: Sequence[Any], wanted: Sequence[T
         nudged = tree_map(lambda x: x * (1 + EPSILON * _signs(x, generator)) if isinstance(x, Tensor) else x, probe)
         own = max(own, _error(wanted, _outputs(model(*nudged))))
     if row.error <= 10 * own:
-        row.status = "ok"
+        row.status, row.rounding = "ok", own
         row.message = f"ill-conditioned: one rounding of the input changes the outputs by {own:.0e}"
 
 
@@ -300,13 +307,17 @@ def _leftovers(fused: nn.Module, executed: dict[str, nn.Module], report: Report)
     found = []
     for path, module in executed.items():
         kind = SCALE if path in others else type(module).__name__
-        found.append(Leftover(path, kind, *places.get(path, ("", "")), _reason(path, report)))
-    functional = [(path, near) for path, near in places.items() if ":" in path]
-    return found + [Leftover(path, "F.batch_norm", *near, _reason(path, report)) for path, near in functional]
+        producer, readers, because = places.get(path, ("", "", ""))
+        found.append(Leftover(path, kind, producer, readers, _reason(path, report), because))
+    return found + [
+        Leftover(path, "F.batch_norm", producer, readers, _reason(path, report), because)
+        for path, (producer, readers, because) in places.items()
+        if ":" in path
+    ]
 
 
-def _neighbours(fused: nn.Module) -> Iterator[tuple[str, tuple[str, str]]]:
-    """(path, (producer, readers)) of all batch norms that are nodes of a graph."""
+def _neighbours(fused: nn.Module) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    """(path, (producer, readers, why neither takes it)) of all batch norms that are nodes of a graph."""
     for prefix, module in fused.named_modules():
         if not isinstance(module, fx.GraphModule):
             continue
@@ -318,11 +329,67 @@ def _neighbours(fused: nn.Module) -> Iterator[tuple[str, tuple[str, str]]]:
                 yield f"{prefix}:{node.name}", _near(node, module)
 
 
-def _near(node: fx.Node, root: fx.GraphModule) -> tuple[str, str]:
+def _near(node: fx.Node, root: fx.GraphModule) -> tuple[str, str, str]:
     source = node.all_input_nodes[0]
     read = len(source.users)
     producer = _word(source, root) + (f" (read {read} times)" if read > 1 else "")
-    return producer, ", ".join(sorted({_word(user, root) for user in node.users}))
+    return producer, ", ".join(sorted({_word(user, root) for user in node.users})), _because(node, root)
+
+
+def _because(node: fx.Node, root: fx.GraphModule) -> str:
+    """Why neither what makes its input nor what reads its output takes a norm."""
+    source = node.all_input_nodes[0]
+    if not _reached_by_input(node):
+        return "it normalises a weight, no activation"
+    return f"{_made(source, root)}; {_taken(node, root)}"
+
+
+def _made(source: fx.Node, root: fx.GraphModule) -> str:
+    word = _word(source, root)
+    if source.op == "placeholder":
+        return "it reads the network's input"
+    if len(source.users) > 1 and word not in ("cat", "add"):
+        return f"its input ({word}) is read {len(source.users)} times"
+    if word in ("cat", "add", "iadd"):
+        parts = [n for n in source.all_input_nodes if not _is_affine(n, root) or len(n.users) > 1]
+        what = "terms" if "add" in word else "parts"
+        elsewhere = f", is itself read {len(source.users)} times" if len(source.users) > 1 else ""
+        return (
+            f"its input is {_article(word)}, of whose {what} {len(parts)} are not affine or read elsewhere{elsewhere}"
+        )
+    return f"its input ({word}) is affine" if _is_affine(source, root) else f"its input ({word}) is not affine"
+
+
+def _article(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+def _taken(node: fx.Node, root: fx.GraphModule) -> str:
+    affine = sorted({_word(user, root) for user in node.users if _is_affine(user, root)})
+    others = sorted({_word(user, root) for user in node.users if not _is_affine(user, root)})
+    if not affine:
+        return f"nothing affine reads it ({', '.join(others)})"
+    if others:
+        return f"{', '.join(others)} read it beside {', '.join(affine)}"
+    return f"{', '.join(affine)} reads it"
+
+
+def _is_affine(node: fx.Node, root: fx.GraphModule) -> bool:
+    """Whether a node is a convolution or a linear, which could take a norm."""
+    word = _word(node, root)
+    return any(kind in word for kind in ("Conv", "Linear", "conv1d", "conv2d", "conv3d", "linear", "BatchNorm"))
+
+
+def _reached_by_input(node: fx.Node) -> bool:
+    seen, work = {node}, [node]
+    while work:
+        for source in work.pop().all_input_nodes:
+            if source.op == "placeholder" or source.op == "call_module":
+                return True
+            if source not in seen:
+                seen.add(source)
+                work.append(source)
+    return False
 
 
 def _word(node: fx.Node, root: fx.GraphModule) -> str:

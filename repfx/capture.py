@@ -11,6 +11,7 @@ import copy
 import fnmatch
 import inspect
 import sys
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -164,7 +165,10 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     """Undo what a forward under symbolic values leaves in module attributes (counters, last outputs)."""
     before = [(module, dict(module.__dict__)) for module in model.modules()]
     caches = [
-        (v, copy.copy(v)) for _, attributes in before for v in attributes.values() if type(v) in (dict, list, set)
+        (v, copy.copy(v))
+        for _, attributes in before
+        for v in attributes.values()
+        if type(v) in (dict, OrderedDict, list, set)  # hooks are kept in ordered ones
     ]
     try:
         yield

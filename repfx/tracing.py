@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.proxy import ParameterProxy
 from torch.utils._pytree import tree_map
 
@@ -331,6 +331,11 @@ class SizedTracer(Tracer):
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, FakeTensor):
+            self.stop("holds on to a value of the trace")
+        return super().create_arg(a)
+
     def kind_of(self, node: fx.Node) -> type:
         if node not in self.facts:
             return super().kind_of(node)
@@ -383,6 +388,8 @@ class SizedTracer(Tracer):
             return
         if any(source not in self.facts for source in node.all_input_nodes):
             return
+        if node.op == "call_module" and str(node.target) in self.whole:
+            return  # code that we do not know, which may keep what it is given
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.facts.__getitem__)
         self._computing = True
         try:
