@@ -12,7 +12,7 @@ import fnmatch
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -103,8 +103,9 @@ def capture(
         tracer = SizedTracer(whole, example) if sized and example is not None else Tracer(whole, example, passed)
         shell = _shell(model)
         try:
-            with unchanged(model):
+            with unchanged(model) as counting:
                 graph = tracer.trace(shell)
+                counting += [shell] if _counts(shell, model.__dict__) else []
                 if tracer.refusal is not None:
                     raise tracer.refusal  # the model's own code caught it, and went on elsewhere
                 _check_none(tracer, model)
@@ -114,6 +115,13 @@ def capture(
                 continue
             path = tracer.broke_at
             islands[path] = Island(path, _cause(error))
+            if path == "":
+                return Capture(model, None, list(islands.values()), excluded)
+            whole.add(path)
+            continue
+        if counting:
+            path = "" if shell in counting else next(p for p, m in model.named_modules() if m in counting)
+            islands[path] = Island(path, "its forward changes a number that it keeps, so one call is not like another")
             if path == "":
                 return Capture(model, None, list(islands.values()), excluded)
             whole.add(path)
@@ -161,8 +169,12 @@ def _check_none(tracer: Tracer, model: nn.Module) -> None:
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward under symbolic values leaves in module attributes (counters, last outputs)."""
+def unchanged(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Undo what a forward under symbolic values leaves in module attributes (counters, last outputs).
+
+    Yields a list that holds, at the end, the modules whose numbers the forward has changed.
+    """
+    counting: list[nn.Module] = []
     before = [(module, dict(module.__dict__)) for module in model.modules()]
     caches = [
         (v, copy.copy(v))
@@ -171,7 +183,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         if type(v) in (dict, OrderedDict, list, set)  # hooks are kept in ordered ones
     ]
     try:
-        yield
+        yield counting
     finally:
         for cache, content in caches:
             if isinstance(cache, dict) and (
@@ -189,8 +201,20 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             if module.__dict__.keys() != attributes.keys() or any(
                 module.__dict__[key] is not value for key, value in attributes.items()
             ):
+                counting += [module] if _counts(module, attributes) else []
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
+
+
+def _counts(module: nn.Module, before: Mapping[str, object]) -> bool:
+    """Whether a number that the module kept is another one now."""
+    return any(
+        isinstance(value, int | float)
+        and key in before
+        and type(before[key]) in (int, float, bool)
+        and value != before[key]
+        for key, value in module.__dict__.items()
+    )
 
 
 def excluded_paths(model: nn.Module, exclude: Exclusion) -> Iterable[str]:

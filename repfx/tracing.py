@@ -149,6 +149,10 @@ class Tracer(SignatureTracer):
         """Nothing tells what number a value is."""
         self.stop("needs a number that is known at run time only")
 
+    def key_of(self, obj: fx.Proxy) -> Any:
+        """Nothing tells what a value is found under in a table: `scales[x.shape[-1]]`."""
+        self.stop("looks a value up that is known at run time only")
+
     def stop(self, what: str) -> NoReturn:
         """Give up on the module whose code runs, even if that code catches the error."""
         if not self._broken:
@@ -219,6 +223,11 @@ class TracedProxy(MutableProxy):
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
         self.tracer.check_attribute(self.node, name)
         return TracedAttribute(self, name)
+
+    def __hash__(self) -> int:
+        if is_library(sys._getframe(1).f_code.co_filename):
+            return object.__hash__(self)
+        return hash(self.tracer.key_of(self))
 
     def __len__(self) -> int:
         return self.tracer.size_of(self)
@@ -353,6 +362,12 @@ class SizedTracer(Tracer):
         if not isinstance(value, int | float):
             return super().number_of(obj)
         return self._decided(obj.node, value, "value")
+
+    def key_of(self, obj: fx.Proxy) -> Any:
+        """A key that sizes decide."""
+        if not self._is_fact(obj.node):
+            return super().key_of(obj)
+        return self._decided(obj.node, self.facts[obj.node], "value")
 
     def size_of(self, obj: fx.Proxy) -> int:
         """How many items a value has, where sizes decide that."""

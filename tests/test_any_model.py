@@ -21,10 +21,10 @@ from tests.ugly import UGLY, ConvNorm, Exits
 BN = nn.BatchNorm2d
 LEFT = {  # (without, with an example): batch norms that stay
     "yolo": (0, 0), "unet": (0, 0), "detector": (0, 0), "exits": (1, 1), "exits by data": (3, 3), "functional": (0, 0),
-    "checkpointed": (0, 0), "reentrant": (0, 0), "tuples": (0, 0), "windows": (0, 0), "decorated": (0, 0),
+    "checkpointed": (0, 0), "reentrant": (0, 0), "tuples": (0, 0), "windows": (0, 0), "decorated": (2, 2),
 }  # fmt: skip
 WHOLE_ONLY_WITH_AN_EXAMPLE = ("unet", "windows")
-NEVER_WHOLE = ("exits by data",)
+NEVER_WHOLE = ("exits by data", "decorated")
 
 
 def image(height: int = 16, width: int = 16, batch: int = 1) -> Tensor:
@@ -115,6 +115,31 @@ def test_excluded_parts_of_islands_stay() -> None:
     assert isinstance(fused.get_submodule("layers.1.bn"), BN)
     assert type(fused.get_submodule("stem")) is ConvNorm
     assert not any(isinstance(m, BN) for m in fused.get_submodule("layers.0").modules())
+
+
+class Counting(nn.Module):
+    """Another way on every other call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.calls = conv(4, 4), BN(4), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.norm(self.conv(x)) if self.calls % 2 else x
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_forward_that_counts_its_calls_stays(inner: bool) -> None:
+    part = Counting()
+    model = Net(lambda s, x: s.n(s.a(s.p(x))), p=part, a=conv(4, 4), n=BN(4)) if inner else part
+    model = hostile.prepared(model, 0)
+    fused = repfx.reparameterize(model, verify=False)
+    assert part.calls == 0
+    x = torch.randn(1, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for _ in range(3):
+        hostile.assert_same(model, fused, x)
+    assert "so one call is not like another" in repfx.report(fused).islands[0].cause
 
 
 # --- wrappers --------------------------------------------------------------------------------------

@@ -65,6 +65,11 @@ def typed(s: Net, x: Tensor) -> Tensor:
     return s.m(s.b(y))
 
 
+def looked_up(s: Net, x: Tensor) -> Tensor:
+    y = s.m(s.b(s.n(s.a(x))))
+    return y * {6: 2.0, (8, 7): 3.0}.get(x.shape[-1], 1.0) * (1 if x.shape[-1] in {5, 7} else 4)
+
+
 def flattened(s: Net, x: Tensor) -> Tensor:
     y = s.m(s.b(s.n(s.a(x))))
     for _ in range(len(y.shape) - 2):
@@ -81,6 +86,7 @@ WAYS = {  # run, example size, sizes that go the same way, sizes that do not
     "rounded": (rounded, (8, 7), [(5, 7)], [(8, 8), (8, 6)]),
     "compared": (compared, (8, 8), [(5, 7)], []),
     "typed": (typed, (8, 8), [(5, 7)], []),
+    "looked up": (looked_up, (8, 6), [(5, 6)], [(6, 8), (6, 7), (6, 5)]),
     "flattened": (flattened, (8, 8), [(5, 7)], []),
 }
 
