@@ -117,10 +117,12 @@ def _examine(subject: Subject, row: Row, shapes: bool, verify: bool) -> None:
     wanted_further = _accepted(model, further)
     before = _fingerprint(model)
     row.stage = "compile"
-    if subject.group == "others":
-        model = build(subject)  # transformers hooks its modules in their first forward
+    fresh = subject.group == "others"  # transformers hooks its modules in their first forward
+    if fresh:
+        model = build(subject)
         before = _fingerprint(model)
     fused = repfx.reparameterize(model, verify=verify)
+    row.untouched = _fingerprint(model) == before
     report = repfx.report(fused)
     row.seconds, row.verify_seconds = report.compile_seconds, report.verify_seconds
     row.islands = [(i.path, i.cause) for i in report.islands]
@@ -143,7 +145,7 @@ def _examine(subject: Subject, row: Row, shapes: bool, verify: bool) -> None:
         _excuse(row, model, probe, wanted)
         if counts != row.ours:
             row.shaped, row.left = counts, left
-    row.untouched = _fingerprint(model) == before
+    row.untouched = row.untouched and (fresh or _fingerprint(model) == before)
     row.stage = "" if row.status == "ok" else row.stage
 
 
