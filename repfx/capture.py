@@ -21,8 +21,10 @@ from torch.fx.proxy import ParameterProxy
 from repfx.dead import remove_dead
 from repfx.decline import TrainingModeError
 from repfx.inplace import MutableProxy, SizedParameterProxy, functionalize
+from repfx.keywords import own_keywords
 from repfx.modules import EMITTED
 from repfx.report import Island
+from repfx.state import StateTracer, attributes, remembering
 
 Exclusion = Sequence[str | type]
 
@@ -66,15 +68,28 @@ def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
         shell = copy.copy(model)  # constants met on the way are stored on the root: not on the user's
         try:
             with unchanged(model):
+                before = attributes(shell)
                 graph = tracer.trace(shell)
+                stateful = remembering(shell, graph, _Tracer(whole).trace, before)
         except Exception as error:  # a model's own code may raise anything under symbolic values
             path = tracer.broke_at
+            while path in whole:  # the call of an island broke: its caller is to blame
+                path = path.rpartition(".")[0]
             islands[path] = Island(path, _cause(error))
             if path == "":
                 return Capture(model, None, list(islands.values()), excluded)
             whole.add(path)
             continue
-        functionalize(graph, shell)
+        if stateful:
+            fresh = [path for path in stateful if path not in whole] or [""]  # else written by code around it
+            for path in fresh:
+                islands[path] = Island(path, "its forward reads attributes that an earlier forward wrote")
+            if "" in fresh:
+                return Capture(model, None, list(islands.values()), excluded)
+            whole.update(fresh)
+            continue
+        functionalize(graph, shell, whole)
+        own_keywords(graph)
         remove_guards(graph)
         used = {node.target for node in graph.nodes if node.op == "call_module"}
         return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded)
@@ -118,7 +133,7 @@ def excluded_paths(model: nn.Module, exclude: Exclusion) -> Iterable[str]:
 _OWN_FORWARD = (nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(StateTracer):
     """fx's tracer with our leaves, remembering the innermost module that stopped it."""
 
     proxy_buffer_attributes = True  # a buffer is read by name, like a parameter

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from repfx.capture import Capture, Exclusion, capture, check_mode
+from repfx.capture import Capture, Exclusion, capture, check_mode, unchanged
 from repfx.constants import attribute
 from repfx.cost import count_operations
 from repfx.dead import has_effect, remove_dead
@@ -31,6 +31,7 @@ from repfx.objective import OBJECTIVES, Objective
 from repfx.protocol import Pass
 from repfx.report import Equivalence, Merge, OpCounts, Report
 from repfx.rewriting import PENDING, Engine
+from repfx.state import held
 
 Progress = Callable[[str, float], None]
 
@@ -172,14 +173,18 @@ def _compile(model: nn.Module, inputs: tuple[Any, ...] | None, plan: _Plan) -> t
         verify=plan.verify and not _on_meta(model),
         progress=plan.progress,
     )
-    engine.run(plan.passes)
+    dtype = _default_dtype(traced, inputs)
+    engine.run(plan.passes if dtype is not None else ())
     declines = [*engine.declines(), *lifted.declines()]
+    if dtype is None:
+        fact = "has no parameters, so the dtype of its values is not known"
+        declines.append(Decline(Reason.UNKNOWN_FACT, fact, type(model).__name__, "pass example_inputs"))
     outcome = _Outcome([], declines, captured, before, before, engine.verify_seconds)
     if not plan.build:
         outcome.merges += _planned(lifted)
         outcome.after = _count_plan(lifted)
         return model, outcome
-    merges, emitted = _emit_all(lifted, traced)
+    merges, emitted = _emit_all(lifted, traced, dtype)
     outcome.merges += merges
     fused = _graph_module(lifted, traced, emitted, captured, plan, outcome)
     outcome.after = _count_graph(fused.graph, fused)
@@ -199,7 +204,7 @@ def _propagated(captured: Capture, inputs: tuple[Any, ...] | None) -> dict[str, 
     if inputs is None or captured.graph is None:
         return {}
     module = fx.GraphModule(captured.root, captured.graph)
-    with torch.no_grad():
+    with torch.no_grad(), held(captured.root):
         ShapeProp(module).propagate(*inputs)
     shapes = {}
     for node in module.graph.nodes:
@@ -215,7 +220,9 @@ def _propagated(captured: Capture, inputs: tuple[Any, ...] | None) -> dict[str, 
 # --- writing the result ---------------------------------------------------------------------------
 
 
-def _emit_all(lifted: LiftedGraph, model: nn.Module) -> tuple[list[Merge], dict[str, nn.Module]]:
+def _emit_all(
+    lifted: LiftedGraph, model: nn.Module, dtype: torch.dtype | None
+) -> tuple[list[Merge], dict[str, nn.Module]]:
     """Write the module of every rewritten value and point its node at it."""
     names = _Names(lifted)
     merges = []
@@ -224,7 +231,7 @@ def _emit_all(lifted: LiftedGraph, model: nn.Module) -> tuple[list[Merge], dict[
         if record is None:
             continue
         path = names.choose(record, node)
-        modules = emit(record.map, _target(lifted, record, model), path)
+        modules = emit(record.map, _target(record, model, dtype), path)
         value = node.args[0]
         for suffix, module in modules:
             with lifted.graph.inserting_before(node):
@@ -297,7 +304,13 @@ class _Names:
         return not any(t == path or t.startswith(path + ".") or path.startswith(t + ".") for t in self.taken)
 
 
-def _target(lifted: LiftedGraph, record: Record, model: nn.Module) -> Target:
+def _default_dtype(model: nn.Module, inputs: tuple[Any, ...] | None) -> torch.dtype | None:
+    """The dtype of weights that were merged from none: the model's, or the example's."""
+    tensors = [*model.parameters(), *model.buffers(), *(x for x in inputs or () if isinstance(x, Tensor))]
+    return next((t.dtype for t in tensors if t.is_floating_point()), None)
+
+
+def _target(record: Record, model: nn.Module, dtype: torch.dtype | None) -> Target:
     """dtype, device, requires_grad and memory format of the weights that were merged."""
     for source in record.sources:
         tensors: list[Tensor] = []
@@ -314,7 +327,7 @@ def _target(lifted: LiftedGraph, record: Record, model: nn.Module) -> Target:
     parameters: list[Tensor] = [t for t in model.parameters() if t.is_floating_point()]
     floats = parameters or [t for t in model.buffers() if t.is_floating_point()]
     if not floats:
-        return Target(torch.get_default_dtype())
+        return Target(dtype or torch.get_default_dtype())
     return Target(floats[0].dtype, floats[0].device, any(t.requires_grad for t in parameters))
 
 
@@ -525,7 +538,8 @@ def _report(model: nn.Module, fused: nn.Module, outcome: _Outcome, plan: _Plan, 
 def _measured(report: Report, model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], verify: bool) -> Report:
     """The report with operations counted in a real forward, and the whole model compared."""
     started = time.perf_counter()
-    before, after = count_operations(model, inputs), count_operations(fused, inputs)
+    with unchanged(model), unchanged(fused), held(model), held(fused):
+        before, after = count_operations(model, inputs), count_operations(fused, inputs)
     equivalence: Equivalence | None = verify_models(model, fused, inputs) if verify else None
     seconds = report.verify_seconds + time.perf_counter() - started
     return replace(report, before=before, after=after, equivalence=equivalence, verify_seconds=seconds)

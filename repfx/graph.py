@@ -45,10 +45,14 @@ class LiftedGraph:
         self.root = root
         constants = Constants(root)
         self.context = Context(root, constants, Shapes(root, constants.shape), whole)
+        if shapes:
+            self.context.sure = Shapes(root, constants.shape)
         for node in graph.nodes:
             if node.name in shapes:
                 known = shapes[node.name]
                 self.context.shapes.set(node, (None, *known[1:]) if known else known)
+                if node.op == "placeholder" and self.context.sure is not None and len(known) > 3:  # an image
+                    self.context.sure.set(node, (None, known[1], *(None,) * (len(known) - 2)))
         self.records: dict[fx.Node, Record] = {}
         self.dominators: object = None  # kept by repfx.regions
         self._ops: dict[fx.Node, Op] = {}

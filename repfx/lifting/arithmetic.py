@@ -87,6 +87,9 @@ def _by_constant(
         return context.declined(node, "its constant varies over the image; that is no single value per channel")
     if rank is not None and len(shape) > rank:
         return context.declined(node, "its constant has more axes than the value; it broadcasts the value")
+    if rank is None and len(shape) > 1 and (channels == 1 or shape[-1] != 1):
+        fact = f"its constant has {len(shape)} axes; whether its value has as many is not known"
+        return context.declined(node, fact, "pass example_inputs", Reason.UNKNOWN_FACT)
     if channels == 1:
         return _uniform(value, rank, lazy, factor is not None, own, sign, divide)
     place = next(i for i, s in enumerate(shape) if s != 1) - len(shape)  # counted from the end
@@ -159,7 +162,7 @@ def _reduced(node: fx.Node, context: Context, *, mean: bool) -> Op | None:
     """sum or mean: over a stack of values, or over the spatial axes (then channel by channel)."""
     source, dims = argument(node, 0, "input"), argument(node, 1, "dim")
     keep = argument(node, 2, "keepdim", False)
-    if not isinstance(source, fx.Node):
+    if not isinstance(source, fx.Node) or argument(node, 3, "dtype") is not None:
         return None
     parts = _stacked(source)
     if parts is not None:
@@ -196,7 +199,9 @@ def _negated(node: fx.Node, context: Context) -> Op | None:
 
 def _elementwise(node: fx.Node, *_: object) -> Op | None:
     source = argument(node, 0, "input")
-    return Opaque(inputs=(source,)) if isinstance(source, fx.Node) else None
+    if not isinstance(source, fx.Node) or len(node.all_input_nodes) > 1:
+        return None  # clamp(x, low): a bound may differ from channel to channel
+    return Opaque(inputs=(source,))
 
 
 def _prelu(node: fx.Node, module: Any, context: Context) -> Op | None:
@@ -205,6 +210,11 @@ def _prelu(node: fx.Node, module: Any, context: Context) -> Op | None:
 
 def _gelu_like(node: fx.Node, module: Any, context: Context) -> Op | None:
     return _elementwise(node)
+
+
+def _instance_norm(node: fx.Node, module: Any, context: Context) -> Op | None:
+    """Channel by channel, where it has nothing of its own for each channel."""
+    return Opaque() if module.affine or module.track_running_stats else _elementwise(node)
 
 
 Rule = Callable[[fx.Node, Context], Op | None]
@@ -218,7 +228,7 @@ _mean: Rule = lambda node, context: _reduced(node, context, mean=True)  # noqa: 
 _CHANNELWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.Tanh,
     nn.Mish, nn.Softplus, nn.Hardtanh, nn.SELU, nn.CELU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool3d, nn.Upsample, nn.InstanceNorm2d,
+    nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool3d, nn.Upsample,
 )  # fmt: skip
 _CHANNELWISE_FUNCTIONS = (
     F.relu, F.relu6, F.gelu, F.silu, F.sigmoid, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.tanh, F.mish,
@@ -228,6 +238,7 @@ _CHANNELWISE_FUNCTIONS = (
 
 MODULES: dict[type[nn.Module], Callable[[fx.Node, Any, Context], Op | None]] = {
     nn.PReLU: _prelu,
+    nn.InstanceNorm2d: _instance_norm,
     **dict.fromkeys(_CHANNELWISE_MODULES, _gelu_like),
 }
 FUNCTIONS: dict[Any, Rule] = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +25,35 @@ class Context:
     constants: Constants
     shapes: Shapes
     whole: set[str] = field(default_factory=set)  # islands and excluded modules: never lifted
+    sure: Shapes | None = None  # shapes that hold for every input size, where `shapes` knows an example's
+
+    @cached_property
+    def home(self) -> torch.dtype | None:
+        """The dtype of most parameters; None where there is only one, or none, and it is no question."""
+        sizes: Counter[torch.dtype] = Counter()
+        for tensor in (*self.root.parameters(), *self.root.buffers()):
+            if tensor.is_floating_point() or tensor.is_complex():
+                sizes[tensor.dtype] += tensor.numel()
+        complex_ = any(dtype.is_complex for dtype in sizes)
+        return sizes.most_common(1)[0][0] if len(sizes) > 1 or complex_ else None
+
+    def foreign(self, node: fx.Node) -> torch.dtype | None:
+        """A dtype of this node's own tensors that no fold may mix with the network's, if there is one.
+
+        Tensors without axes promote nothing.
+        """
+        if self.home is None:
+            return None
+        own: list[Tensor | None] = [self.constants.meta(n) for n in node.all_input_nodes]
+        if node.op == "call_module":
+            module = self.module(node)
+            own += [*module.parameters(), *module.buffers()]
+        for tensor in own:
+            if tensor is None or tensor.dim() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
+                continue
+            if tensor.is_complex() or tensor.dtype != self.home:
+                return tensor.dtype
+        return None
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a call_module node calls."""

@@ -160,7 +160,8 @@ def _pool(
     through = (source,) if isinstance(source, fx.Node) else ()
     if sizes is None or steps is None or pads is None:
         return Opaque(inputs=through)
-    if all(k == 1 for k in sizes) and all(s == 1 for s in steps) and not any(pads) and isinstance(source, fx.Node):
+    one_pixel = all(k == 1 for k in sizes) and all(s == 1 for s in steps) and not any(pads)
+    if one_pixel and divisor in (None, 1) and isinstance(source, fx.Node):
         return Alias(source)
     if ceil:
         declined = context.declined(node, "averages over clipped windows at the border (ceil_mode)")
