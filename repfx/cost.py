@@ -13,12 +13,14 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repfx.affine import AffineConv
 from repfx.decline import Decline
 from repfx.form import Form, Kind, form_of
+from repfx.functional import assign
 from repfx.graph import LiftedGraph
 from repfx.modules import BorderTerm
 from repfx.ops import Affine, Alias, Concat, Constant, Input, Opaque, Sum
@@ -78,6 +80,13 @@ def cost_as_written(map_: AffineConv) -> Cost:
     return cost_of_map(map_)
 
 
+def _pads(lifted: LiftedGraph, node: fx.Node) -> bool:
+    """Whether a node only extends or crops the image, by whatever value: a copy."""
+    if node.op == "call_module":
+        return type(lifted.context.module(node)).__name__.rstrip("123d").endswith("Pad")
+    return node.target in (F.pad, assign)
+
+
 def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
     """What executing a node of the graph costs, per position of its output."""
     match lifted.op(node):
@@ -85,7 +94,9 @@ def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
             map_ = lifted.map_of(node, axes)
             if isinstance(map_, Decline):
                 return Cost(light=1)
-            return cost_of_map(map_) if node in lifted.records else cost_as_written(map_)
+            if node in lifted.records:
+                return cost_of_map(map_)
+            return Cost(light=1) if _pads(lifted, node) else cost_as_written(map_)
         case Sum(terms=terms, shift=shift):
             scales = sum(factor not in (1.0, -1.0) for _, factor in terms)
             return Cost(light=max(1, len(terms) - 1 + scales) + (1 if shift and len(terms) > 1 else 0))

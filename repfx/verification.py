@@ -47,6 +47,8 @@ def verify_proposal(lifted: LiftedGraph, proposal: Proposal) -> float | Decline 
             old = runner.run(region, probe, {})
         except (RuntimeError, ValueError, IndexError):
             continue  # this size is one the original does not accept either
+        if not all(old[node].numel() for node in outputs):
+            continue  # nor is a size of which a crop leaves nothing
         new = runner.run(region, probe, replaced)
         for node in outputs:
             a, b = old[node], new[node]

@@ -16,14 +16,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_flatten
 
 import repfx
-from repfx.decline import Reason
 from tests import hostile
 from tests.check import OBJECTIVES
-from tests.compiling import Net, assert_declined, conv, counted, left
+from tests.compiling import Net, conv
 
 BN = nn.BatchNorm2d
 IMAGE = (2, 4, 8, 8)
@@ -241,9 +239,7 @@ def complex_conv() -> nn.Module:
 
 def shuffled(run: Callable[[Net, Tensor], Tensor], shape: tuple[int, ...] = (2, 4, 8, 4), **parts: Any) -> Trap:
     """`run` behind a shuffle that only an activation separates from the convolution before it."""
-    return Trap(
-        net(lambda s, x: run(s, s.p(torch.relu(s.a(x)))), p=lambda: nn.ChannelShuffle(2), **parts), shape
-    )
+    return Trap(net(lambda s, x: run(s, s.p(torch.relu(s.a(x)))), p=lambda: nn.ChannelShuffle(2), **parts), shape)
 
 
 TRAPS = {
@@ -299,7 +295,7 @@ TRAPS = {
     ),
     "complex convolutions": Trap(net(complex_convs, p=complex_conv, q=complex_conv), dtype=None),
     "complex scale": Trap(
-        lambda: Net(complex_scale, a=conv(4, 4), g=nn.Parameter(torch.randn(4, 1, 1, dtype=torch.complex64))), dtype=None
+        lambda: Net(complex_scale, a=conv(4, 4), g=parameter(4, 1, 1, dtype=torch.complex64)), dtype=None
     ),
     "no parameters, float64": Trap(lambda: Net(lambda s, x: F.avg_pool2d(x, 3, 1, 1) + x)),
     "no parameters, float32": Trap(lambda: Net(lambda s, x: F.avg_pool2d(x, 3, 1, 1) + x), dtype=None),
@@ -346,7 +342,9 @@ TRAPS = {
         net(lambda s, x: s.a(torch.relu(x.permute(0, 2, 3, 1))[:, :8].permute(0, 3, 1, 2))),
         others=((2, 4, 12, 12),),
     ),
-    "first columns by narrow": Trap(net(lambda s, x: torch.relu(s.a(x)).narrow(3, 0, 8).sin()), others=((2, 4, 8, 12),)),
+    "first columns by narrow": Trap(
+        net(lambda s, x: torch.relu(s.a(x)).narrow(3, 0, 8).sin()), others=((2, 4, 8, 12),)
+    ),
     "halves of the width swapped": Trap(
         net(lambda s, x: torch.cat(s.a(x).relu().chunk(2, -1)[::-1], -1).sin()), others=((2, 4, 8, 12), (2, 4, 6, 7))
     ),
@@ -384,7 +382,9 @@ TRAPS = {
     "norm after a pad that also crops": Trap(net(lambda s, x: s.n(F.pad(x, (2, -1, 0, 3), value=1.5)))),
     "padded by a value, then by zeros": Trap(net(lambda s, x: s.a(F.pad(x, (2, -1, 0, 3), value=1.5)))),
     "padded channels": Trap(net(lambda s, x: s.q(F.pad(x, (1, 1, 1, 1, 1, 1))), q=lambda: conv(6, 4))),
-    "padded features": Trap(lambda: Net(lambda s, x: F.linear(F.pad(torch.relu(x), (1, 1)), s.w), w=parameter(3, 6)), (2, 4)),
+    "padded features": Trap(
+        lambda: Net(lambda s, x: F.linear(F.pad(torch.relu(x), (1, 1)), s.w), w=parameter(3, 6)), (2, 4)
+    ),
     "stride larger than the kernel, pad larger than both": Trap(
         net(lambda s, x: s.b(s.q(s.n(x))), q=lambda: nn.Conv2d(4, 4, 4, stride=7, padding=9, dilation=2)),
         others=((2, 4, 3, 17),),
