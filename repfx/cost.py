@@ -96,7 +96,9 @@ def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
                 return Cost(light=1)
             if node in lifted.records:
                 return cost_of_map(map_)
-            return Cost(light=1) if _pads(lifted, node) else cost_as_written(map_)
+            if _pads(lifted, node):
+                return Cost(light=2 if map_.borders else 1)  # a value other than zero is filled in, then copied over
+            return cost_as_written(map_)
         case Sum(terms=terms, shift=shift):
             scales = sum(factor not in (1.0, -1.0) for _, factor in terms)
             return Cost(light=max(1, len(terms) - 1 + scales) + (1 if shift and len(terms) > 1 else 0))

@@ -31,9 +31,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "reading": (
         "repfx.functional",
+        "repfx.islands",
         "repfx.inplace",
         "repfx.dead",
-        "repfx.islands",
+        "repfx.keywords",
+        "repfx.state",
         "repfx.capture",
         "repfx.constants",
         "repfx.shapes",
