@@ -234,6 +234,11 @@ def complex_conv() -> nn.Module:
     return nn.Conv2d(4, 4, 1, dtype=torch.complex64)
 
 
+def rounded(s: Net, x: Tensor) -> Tensor:
+    """Fake quantization: in float32 half of these weights are ties, which float64 would break otherwise."""
+    return s.n(F.conv2d(x, torch.round(s.w / s.k).clamp(-8, 7) * s.k))
+
+
 # --- channel orders -------------------------------------------------------------------------------
 
 
@@ -296,6 +301,15 @@ TRAPS = {
     "complex convolutions": Trap(net(complex_convs, p=complex_conv, q=complex_conv), dtype=None),
     "complex scale": Trap(
         lambda: Net(complex_scale, a=conv(4, 4), g=parameter(4, 1, 1, dtype=torch.complex64)), dtype=None
+    ),
+    "weights rounded at ties": Trap(
+        lambda: Net(
+            rounded,
+            w=nn.Parameter((torch.arange(4 * 4 * 9).remainder(16) - 7.5).reshape(4, 4, 3, 3) * 0.1),
+            k=torch.tensor(0.1),
+            n=BN(4),
+        ),
+        dtype=None,
     ),
     "no parameters, float64": Trap(lambda: Net(lambda s, x: F.avg_pool2d(x, 3, 1, 1) + x)),
     "no parameters, float32": Trap(lambda: Net(lambda s, x: F.avg_pool2d(x, 3, 1, 1) + x), dtype=None),
