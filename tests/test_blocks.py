@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +14,17 @@ from repfx.cost import count_operations
 from repfx.report import OpCounts
 from tests import hostile
 from tests.blocks import REGISTRY, Entry
+from tests.blocks.__main__ import HEAD, row
 from tests.check import OBJECTIVES
 
 KINDS = {f.name for f in fields(OpCounts)} - {"others", "parameters", "macs"}
 NAMES = sorted(REGISTRY)
+PAGE = (Path(__file__).parent.parent / "docs" / "corpus.md").read_text().splitlines()
+
+
+def test_the_page_holds_the_corpus_and_nothing_else() -> None:
+    assert PAGE[: len(HEAD.splitlines())] == HEAD.splitlines()
+    assert [line.split(" | ")[0][2:] for line in PAGE[len(HEAD.splitlines()) :]] == list(REGISTRY)
 
 
 def built(entry: Entry) -> nn.Module:
@@ -42,10 +50,11 @@ def test_equal_at_every_size(name: str, objective: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_operations_left_are_the_best_possible(name: str) -> None:
-    entry = REGISTRY[name]
-    fused = repfx.reparameterize(built(entry), (example(entry),))
+def test_operations_left_are_the_best_possible_and_in_the_docs(name: str) -> None:
+    entry, original = REGISTRY[name], built(REGISTRY[name])
+    fused = repfx.reparameterize(original, (example(entry),))
     counts = count_operations(fused, (example(entry),))
+    assert row(entry, count_operations(original, (example(entry),)), counts) in PAGE, "python -m tests.blocks"
     wanted = {kind: need.count for kind, need in entry.best.items()}
     if entry.gap:
         wanted.update(entry.left)
