@@ -31,7 +31,7 @@ from repfx.objective import OBJECTIVES, Objective
 from repfx.protocol import Pass
 from repfx.report import Equivalence, Merge, OpCounts, Report
 from repfx.rewriting import PENDING, Engine
-from repfx.state import held
+from repfx.state import copied, held
 
 Progress = Callable[[str, float], None]
 
@@ -354,15 +354,15 @@ def _graph_module(
             continue
         original = attribute(model, path)
         if node.op == "call_module" and path in {i.path for i in captured.islands}:
-            copied, inner = _compile_island(original, capture_nothing(original, captured), plan, path)
+            own, inner = _compile_island(original, capture_nothing(original, captured), plan, path)
             outcome.merges += inner.merges
             outcome.declines += inner.declines
             outcome.verify_seconds += inner.verify_seconds
         else:
-            copied = copy.deepcopy(original, memo)
-            if getattr(copied, "inplace", False) is True and not node.meta.get("aliased"):
-                copied.inplace = False
-        _attach(root, path, copied)
+            own = copied(original, memo) if isinstance(original, nn.Module) else copy.deepcopy(original, memo)
+            if getattr(own, "inplace", False) is True and not node.meta.get("aliased"):
+                own.inplace = False
+        _attach(root, path, own)
     for node in lifted.graph.nodes:
         if (
             node.op == "call_method"
@@ -416,7 +416,7 @@ def _compile_island(model: nn.Module, captured: Capture, plan: _Plan, path: str)
     """A module whose own forward stays as it is; the children that it only calls are compiled in place."""
     from repfx.islands import called_children
 
-    result = model if not plan.build else copy.deepcopy(model)
+    result = model if not plan.build else copied(model)
     outcome = _Outcome([], [], captured, OpCounts(), OpCounts())
     inner = replace(plan, exclude=tuple(e for e in plan.exclude if isinstance(e, type)))
     for name in called_children(model):

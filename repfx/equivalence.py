@@ -6,7 +6,6 @@ documented SLACK; in float64 it is far below the 1e-10 that a fold may lose to c
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from repfx.decline import UserError
 from repfx.report import Equivalence
+from repfx.state import copied
 
 SLACK = 32.0  # a few roundings per layer, accumulated over some hundred layers as a random walk
 FLOAT64_BOUND = 1e-10
@@ -67,7 +67,7 @@ def tolerance(model: nn.Module, dtype: torch.dtype) -> float:
 
 
 def _cast(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    return model if dtype is None else copy.deepcopy(model).to(dtype)
+    return model if dtype is None else copied(model).to(dtype)
 
 
 def _probes(inputs: tuple[Any, ...], dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -105,11 +105,22 @@ def _outline(graph: fx.Graph) -> list[str]:
     return [f"{n.op} {n.name} {n.target} {n.args} {n.kwargs}" for n in graph.nodes]
 
 
+def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy, also of a module that holds what its last forward computed (the older weight_norm's weight)."""
+    memo = {} if memo is None else memo
+    for part in module.modules():
+        for value in part.__dict__.values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
+    return copy.deepcopy(module, memo)
+
+
 @contextmanager
 def held(model: nn.Module) -> Iterator[None]:
     """Put back what running the model changes in its parameters and buffers."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    saved = [(t, t.detach().clone()) for t in tensors if t.device.type != "meta"]
+    plain = [t for t in tensors if t.device.type != "meta" and t.layout is torch.strided]
+    saved = [(t, t.detach().clone()) for t in plain]
     try:
         yield
     finally:

@@ -10,7 +10,6 @@ and a disagreement is our bug: the rewrite is not applied and the report says so
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from repfx.emission import Target, emit
 from repfx.graph import LiftedGraph
 from repfx.ops import Affine
 from repfx.protocol import Add, Apply, Cat, Expr, Proposal, Ref, Shared
+from repfx.state import copied
 
 FLOAT64_BOUND = 1e-10  # relative, after folds whose condition is at most 1e5
 _SIZES = ((1, 8, 16, 4), (1, 9, 7, 5), (2, 3, 2, 3))  # batch, then spatial sizes
@@ -176,7 +176,7 @@ class _Runner:
             case "call_module":
                 path = str(node.target)
                 if path not in self._modules:
-                    self._modules[path] = copy.deepcopy(self.lifted.root.get_submodule(path)).double()
+                    self._modules[path] = copied(self.lifted.root.get_submodule(path)).double()
                 return self._modules[path](*args, **kwargs)
             case "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)

@@ -78,8 +78,8 @@ MUTANTS = (
     Mutant(
         "scale-not-multiplied",
         "repfx/values.py",
-        "return _spread(gathered(inner, reads.rows[:, 0]) * scale, out.width)",
-        "return _spread(gathered(inner, reads.rows[:, 0]), out.width)",
+        "return _spread(gathered(inner, reads.firsts) * scale, out.width)",
+        "return _spread(gathered(inner, reads.firsts), out.width)",
     ),
     Mutant(
         "dilation-not-written-out",
@@ -210,7 +210,7 @@ MUTANTS = (
     Mutant(
         "border-map-kept-too-long",
         "repfx/modules.py",
-        "if self._last is None or self._last[0] != key:",
+        "if self._last is None or self._last[0] != key or not _holds(self._last[1], weight):",
         "if self._last is None:",
     ),
     # --- repfx/lifting

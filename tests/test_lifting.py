@@ -116,6 +116,11 @@ def frame(sides: str, width: int = 1, other: float = 1.0) -> Callable[[], Net]:
     return lambda: Net(run, a=conv(4, 4, 3, 0), g=parameter(4))
 
 
+def viewed(_: Net, y: Tensor, groups: int) -> Tensor:
+    B, C, H, W = y.shape
+    return y.view(B, groups, C // groups, H, W).transpose(1, 2).reshape(B, C, H, W)
+
+
 def split_net(run: Callable[..., Any]) -> Callable[[], Net]:
     return lambda: Net(run, a=conv(2, 2, 3, groups=2), b=conv(2, 2, (1, 5), groups=2))
 
@@ -284,6 +289,24 @@ FOLDS = {
             "shuffle": lambda s, y: s.p(y),
             "flip": lambda s, y: torch.flip(y, [1]),
             "index_select": lambda s, y: torch.index_select(y, 1, s.i),
+        }.items()
+    },
+    **{
+        f"{spelling} of six channels in {groups} groups": Folds(
+            lambda run=run, groups=groups: Net(
+                lambda s, x: s.b(torch.relu(run(s, s.a(x), groups))),
+                a=conv(6, 6),
+                b=conv(6, 3, 1),
+                p=nn.ChannelShuffle(groups),
+            ),
+            {"convolutions": 2, "others": 1},
+            6,
+        )
+        for groups in (2, 3)
+        for spelling, run in {
+            "ChannelShuffle": lambda s, y, groups: s.p(y),
+            "channel_shuffle": lambda s, y, groups: F.channel_shuffle(y, groups),
+            "view, transpose, reshape": viewed,
         }.items()
     },
     # --- pooling

@@ -16,12 +16,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import weight_norm
 from torch.utils._pytree import tree_flatten
 
 import repfx
+from repfx.decline import Reason
 from tests import hostile
 from tests.check import OBJECTIVES
-from tests.compiling import Net, conv
+from tests.compiling import Net, assert_declined, conv
 
 BN = nn.BatchNorm2d
 IMAGE = (2, 4, 8, 8)
@@ -440,3 +442,46 @@ def test_trap(name: str) -> None:
             reference = copy.deepcopy(original)
             for x in inputs:
                 compared(reference, fused, x)
+
+
+# --- calls that the table cannot spell ------------------------------------------------------------
+
+
+def bordered() -> nn.Module:
+    """Norm, then a padded convolution: a border term when compiled."""
+    return hostile.prepared(Net(lambda s, x: torch.relu(s.a(s.n(x))), a=conv(4, 4), n=BN(4)), 0)
+
+
+def test_compiled_and_called_in_inference_mode() -> None:
+    original = bordered()
+    x = torch.randn(IMAGE, dtype=torch.float64)
+    with torch.inference_mode():
+        fused = repfx.reparameterize(original)
+        hostile.assert_same(original, fused, x)
+    hostile.assert_same(original, fused, x)
+
+
+def test_a_border_term_follows_weights_that_are_changed_through_data() -> None:
+    """An average of weights kept by `p.data.mul_` leaves no version behind."""
+    fused = repfx.reparameterize(bordered())
+    x = torch.randn(IMAGE, dtype=torch.float64)
+    with torch.no_grad():
+        before = fused(x)
+        for parameter in fused.parameters():
+            parameter.data.mul_(2.0)
+        assert hostile.relative_error(2.0 * before, fused(x)) <= hostile.TOLERANCE
+
+
+@pytest.mark.parametrize("part", ["a", "n", "l"])
+def test_a_bias_that_a_hook_recomputes_is_stale(part: str) -> None:
+    model = hostile.prepared(
+        Net(lambda s, x: s.l(s.n(s.a(x)).mean((2, 3))), a=conv(4, 4), n=BN(4), l=nn.Linear(4, 3)), 0
+    )
+    weight_norm(model.get_submodule(part), "bias", dim=None)
+    x = torch.randn(IMAGE, dtype=torch.float64)
+    model(x)
+    with torch.no_grad():
+        model.get_submodule(part).bias_g.mul_(3.0)
+    fused = repfx.reparameterize(model, verify=False)
+    assert_declined(fused, Reason.NOT_EXACT, part, "a hook recomputes its bias at every call")
+    hostile.assert_same(model, fused, x)

@@ -59,6 +59,15 @@ class Context:
         """The module that a call_module node calls."""
         return self.root.get_submodule(str(node.target))
 
+    def recomputed(self, module: nn.Module, but: str = "") -> str:
+        """A tensor that a hook of the older weight_norm or spectral_norm recomputes before every call, or ""."""
+        names = (
+            str(getattr(hook, "name", ""))
+            for hook in module._forward_pre_hooks.values()
+            if hasattr(hook, "compute_weight")
+        )
+        return next((name for name in names if name != but), "")
+
     def declined(self, node: fx.Node, fact: str, remedy: str = "", reason: Reason = Reason.NOT_EXACT) -> Opaque:
         """An opaque node that says why."""
         return Opaque(Decline(reason, fact, place_of(node), remedy, rule="lifting"))
