@@ -325,6 +325,13 @@ FOLDS = {
         hostile.SIZES,
         (8, 8),
     ),
+    "padded on one side, and cropped on another": Folds(
+        lambda: Net(lambda s, x: s.a(F.pad(x, (2, 0, 1, -1))), a=conv(4, 4, 3, 0)),
+        CONV | {"others": 1},
+        4,
+        ((9, 12), (8, 8), (7, 5), (13, 11)),
+        (8, 8),
+    ),
     "frame written whole": Folds(frame("tblr"), CONV | {"border_terms": 1}),
     "border written as the norm's response": Folds(
         lambda: Net(written_border, a=conv(4, 4, 3, 0), n=BN(4), b=conv(4, 4, 1, bias=False)), CONV
