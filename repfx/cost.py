@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules import padding
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repfx.affine import AffineConv
@@ -80,10 +81,13 @@ def cost_as_written(map_: AffineConv) -> Cost:
     return cost_of_map(map_)
 
 
+_PADS = (padding._ConstantPadNd, padding._ReflectionPadNd, padding._ReplicationPadNd, padding._CircularPadNd)
+
+
 def _pads(lifted: LiftedGraph, node: fx.Node) -> bool:
     """Whether a node only extends or crops the image, by whatever value: a copy."""
     if node.op == "call_module":
-        return type(lifted.context.module(node)).__name__.rstrip("123d").endswith("Pad")
+        return isinstance(lifted.context.module(node), _PADS)
     return node.target in (F.pad, assign)
 
 

@@ -20,6 +20,7 @@ from tests.specs import (
     Serial,
     Shared,
     Split,
+    Trick,
 )
 
 FINDS = {
@@ -51,6 +52,9 @@ FINDS = {
     ),
     # a pad by a value counted as a convolution, so a scale behind it became one
     "pad by a value, scale": Case(Network(1, (ConvTranspose(), Pad(value=0.7), Scale())), 809, "macs"),
+    "pad module by a value behind a scale": Case(
+        Network(steps=(Trick("heads"), Pad(value=0.7))), 510, sizes=((9, 12),)
+    ),
     # the merged kernel does not fit where a crop leaves an empty map
     "cropped to nothing, verified": Case(
         Network(
