@@ -5,8 +5,11 @@ from passes.carry_permutations import CarryPermutations
 from passes.collapse_chains import CollapseChains
 from passes.collapse_concats import CollapseConcats
 from passes.collapse_sums import CollapseSums
+from passes.commute_resampling import CommuteResampling
 from passes.drop_noops import DropNoops
+from passes.fold_norm_affine import FoldNormAffine
 from passes.fold_scales import FoldScales
+from passes.fold_through_shuffle import FoldThroughShuffle
 from passes.merge_siblings import MergeSiblings
 from repfx.protocol import Pass
 
@@ -14,9 +17,12 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     DropNoops(),
     CollapseChains(),
     FoldScales(),
+    FoldThroughShuffle(),
     CollapseSums(),
     AverageHeads(),
     CollapseConcats(),
+    CommuteResampling(),
+    FoldNormAffine(),
     MergeSiblings(),
     CarryPermutations(),
 )

@@ -24,7 +24,7 @@ from repfx.form import form_of
 from repfx.graph import LiftedGraph
 from repfx.incidence import Ints
 from repfx.makers import select
-from repfx.ops import Affine, Alias, Concat, Constant, Input, Opaque, Sum
+from repfx.ops import Affine, Alias, Concat, Constant, Input, Normalised, Opaque, Resampling, Sum
 from repfx.protocol import Apply, Expr, Proposal, Ref
 from repfx.regions import applied
 
@@ -123,13 +123,13 @@ class _Spread:
                 if old is not None and _one_to_one(old) and source not in self.orders:
                     return self._require(source, order)
                 return self._stuck(node)
-            case Alias(source=source):
+            case Alias(source=source) | Resampling(source=source, first=True):
                 return self._require(source, order)
             case Sum(terms=terms):
                 return next((r for t, _ in terms if (r := self._require(t, order)) is not None), None)
             case Opaque(inputs=inputs) if inputs and self.first:
                 return next((r for i in inputs if (r := self._require(i, order)) is not None), None)
-            case Concat() | Constant() | Input() | Opaque():
+            case Concat() | Constant() | Input() | Resampling() | Normalised() | Opaque():
                 return self._stuck(node)
 
     def _readers(self, node: fx.Node) -> Decline | None:
@@ -145,6 +145,8 @@ class _Spread:
         if not self.lifted.alive(reader) or reader.op == "output":
             return Decline(Reason.OUTSIDE_USE, "its channel order reaches an output, which must keep it")
         match self.lifted.op(reader):
+            case Affine(source=source) if source is not value:
+                return self._stuck(reader)  # lifted over an earlier value: it looks through this one
             case Affine():
                 if not self._acts_on_order(reader, value):
                     return self._stuck(reader)
@@ -158,11 +160,11 @@ class _Spread:
                 if natural is None:
                     return self._stuck(reader)
                 return self._require(reader, natural)
-            case Alias() | Sum():
+            case Alias() | Sum() | Resampling(first=True):
                 return self._require(reader, order)
             case Opaque(inputs=inputs) if inputs and self.first:
                 return self._require(reader, order)
-            case Concat() | Constant() | Input() | Opaque():
+            case Concat() | Constant() | Input() | Resampling() | Normalised() | Opaque():
                 return self._stuck(reader)
 
     def _old(self, node: fx.Node) -> AffineConv | None:

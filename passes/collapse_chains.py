@@ -3,6 +3,7 @@
     Given:  y = conv2(conv1(x))      Result: y = conv(x)
             y = bn(conv(x))                  y = conv(x)
             y = conv(bn(x))                  y = conv(x)      # a border term where conv is padded
+            y = conv(pad(bn(x)))             y = conv(x)      # also where conv(pad(x)) alone saves nothing
 
 Exact when the second map pads nothing, or the first one's kernel sees nothing beyond its own output
 (EXACTNESS, "Serial"); its constants then become a bias or a border term.  Declined where it is not, where
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from repfx.affine import AffineConv
 from repfx.decline import Decline
 from repfx.graph import LiftedGraph
 from repfx.ops import Affine, Sum
@@ -31,16 +33,29 @@ class CollapseChains:
     last_first: bool = False  # long chains collapse in one sweep
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
-        """One proposal for a map and the map it reads."""
+        """One proposal for a map and the map it reads; where a pad stands between two maps, for all three."""
         first = _single(lifted, node)
         inner = None if first is None else _single(lifted, first)
-        if inner is None:
+        if first is None or inner is None:
             return
         region = between(lifted, inner, node)
         if isinstance(region, Decline):
             yield region
             return
         yield Proposal(self.name, ((node, Apply(region.map, inner)),), region.nodes)
+        if not lifted.alive(node) or not _moves_pixels(lifted, first):
+            return
+        further = _single(lifted, inner)
+        region = region if further is None else between(lifted, further, node)
+        if further is not None and not isinstance(region, Decline):
+            yield Proposal(self.name, ((node, Apply(region.map, further)),), region.nodes)
+
+
+def _moves_pixels(lifted: LiftedGraph, node: fx.Node) -> bool:
+    """A pad or a crop: the convolution behind it may have to pad by itself all the same."""
+    op = lifted.op(node)
+    map_ = lifted.map_of(node, op.axes) if isinstance(op, Affine) and op.axes is not None else None
+    return isinstance(map_, AffineConv) and all(k == 1 for k in map_.kernel) and not map_.is_pointwise
 
 
 def _single(lifted: LiftedGraph, node: fx.Node) -> fx.Node | None:

@@ -17,9 +17,9 @@ import numpy as np
 from torch import fx
 
 from repfx.affine import AffineConv, linear_part, restrict, scaled, take
-from repfx.decline import Decline
+from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Concat, Sum
+from repfx.ops import Affine, Concat, Opaque, Sum
 from repfx.protocol import Add, Apply, Cat, Expr, Proposal
 from repfx.regions import applied
 
@@ -33,7 +33,7 @@ class FoldScales:
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
         """Proposals for a scale: backward first, then forward."""
-        op, map_ = lifted.op(node), _scale(lifted, node)
+        op, map_ = lifted.op(node), scale_of(lifted, node)
         if map_ is None:
             return
         assert isinstance(op, Affine)
@@ -45,9 +45,18 @@ class FoldScales:
             forward = _forward(self.name, lifted, node, op.source, map_)
             if forward is not None:
                 yield forward
+        if lifted.alive(node) and isinstance(lifted.op(op.source), Opaque):
+            yield _left(lifted, node, op.source)
 
 
-def _scale(lifted: LiftedGraph, node: fx.Node) -> AffineConv | None:
+def _left(lifted: LiftedGraph, node: fx.Node, source: fx.Node) -> Decline:
+    """Why a lone scale stays: what makes the value is not affine, and what reads it had its turn."""
+    fact = f"follows {lifted.place(source)}, which is no affine map, and nothing that reads it can take it up"
+    return Decline(Reason.NOT_EXACT, fact, lifted.place(node))
+
+
+def scale_of(lifted: LiftedGraph, node: fx.Node) -> AffineConv | None:
+    """The map of a node that is one scale and shift per channel."""
     op = lifted.op(node)
     if not isinstance(op, Affine) or op.axes is None:
         return None
@@ -118,7 +127,7 @@ def _forward(
     replacements: list[tuple[fx.Node, Expr]] = []
     for reader in readers:
         op = lifted.op(reader) if lifted.alive(reader) else None
-        if not isinstance(op, Affine) or op.axes != map_.axes:
+        if not isinstance(op, Affine) or op.axes != map_.axes or op.source is not node:
             return None
         outer = lifted.map_of(reader, op.axes)
         if isinstance(outer, Decline):

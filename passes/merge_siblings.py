@@ -58,8 +58,22 @@ def _alike(lifted: LiftedGraph, node: fx.Node) -> list[list[tuple[fx.Node, Affin
         if isinstance(map_, Decline):
             continue
         form = form_of(map_)
-        if form.kind not in (Kind.CONV, Kind.LINEAR) or form.groups != 1 or form.gather is not None or map_.borders:
+        if (
+            form.kind not in (Kind.CONV, Kind.LINEAR, Kind.TRANSPOSED)
+            or form.groups != 1
+            or form.gather is not None
+            or map_.borders
+        ):
             continue
-        key = (map_.axes, map_.kernel, map_.before, map_.stride, map_.extent, map_.padding_mode, map_.support.tobytes())
+        key = (
+            map_.axes,
+            map_.zoom,
+            map_.kernel,
+            map_.before,
+            map_.stride,
+            map_.extent,
+            map_.padding_mode,
+            map_.support.tobytes(),
+        )
         groups.setdefault(key, []).append((reader, map_))
     return [group for group in groups.values() if len(group) > 1]

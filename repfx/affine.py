@@ -4,7 +4,8 @@
 
 `x~` is x extended beyond its border (by zeros unless `padding_mode` says otherwise), `1~` is a plane
 that is one inside the image and zero outside.  The last sum is the *border term*: a constant that was
-added before a zero-padded convolution.
+added before a zero-padded convolution.  With a `zoom` z, `x` is spread before: z - 1 zeros stand between
+neighbouring pixels (a transposed convolution of stride z).
 
 The *structure* (who reads whom, kernel sizes, strides, which border terms exist) is computed at once
 from integers; the *values* only when asked for.  So every decision is made without looking at weights.
@@ -17,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from math import gcd
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from repfx.decline import Decline, Reason
 from repfx.incidence import Incidence, Ints
 from repfx.values import Values, evaluate, gathered, probing, row_wise, scattered
 
@@ -34,12 +37,19 @@ REMEMBERED = 4096  # structures whose derivations are kept, for the alike blocks
 class Border:
     """Window of one border term: tap t looks at `n stride + t - before` of the plane of ones.
 
-    A `free` axis is not looked at: along it the plane of ones has no border.
+    The plane is as large as the input, or `longer`: a constant on a map that padding has enlarged or an
+    unpadded kernel has cut (negative) is one inside that map.  A `free` axis is not looked at: along it the
+    plane of ones has no border.
     """
 
     kernel: tuple[int, ...]
     before: tuple[int, ...]
     free: tuple[bool, ...]
+    longer: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = self.longer or (0,) * len(self.free)
+        object.__setattr__(self, "longer", tuple(0 if free else size for free, size in zip(self.free, given)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +57,8 @@ class AffineConv:
     """One affine map between feature maps, in normal form.  Built by `repfx.makers`.
 
     The output size on each axis is `(H + extent) // stride + 1`; tap t of output n reads input
-    position `n stride + t - before`.  No spatial axes (empty tuples): a Linear.
+    position `n stride + t - before`.  No spatial axes (empty tuples): a Linear.  With a zoom z, H is the
+    size of the spread input, (h - 1) z + 1, and the stride is one.
     """
 
     in_channels: int
@@ -64,6 +75,8 @@ class AffineConv:
     multiple: tuple[int, ...] = ()  # the input size is a multiple of this, or the original raises
     selection: Ints | None = field(default=None, repr=False)  # pure copies: output o is input selection[o]
     constant_padding: bool = False  # padded by an operation of its own; a border term may vanish
+    zoom: tuple[int, ...] = ()  # distance of neighbouring pixels in the spread input
+    laps: bool = False  # circular padding that may go round more than once, which torch's own refuses
     uniform: bool = False  # all weights are one number: an average pooling as the user wrote it
     support: NDArray[np.bool_] = field(default_factory=lambda: np.ones((), bool), repr=False)  # taps in use
 
@@ -71,9 +84,11 @@ class AffineConv:
         axes = len(self.kernel)
         if not self.multiple:
             object.__setattr__(self, "multiple", (1,) * axes)
+        if not self.zoom:
+            object.__setattr__(self, "zoom", (1,) * axes)
         if self.support.shape != self.kernel:
             object.__setattr__(self, "support", np.ones(self.kernel, bool))
-        if not all(len(t) == axes for t in (self.before, self.stride, self.extent, self.multiple)):
+        if not all(len(t) == axes for t in (self.before, self.stride, self.extent, self.multiple, self.zoom)):
             raise AssertionError("one entry per spatial axis")
 
     @property
@@ -86,7 +101,7 @@ class AffineConv:
         """Everything but the numbers: maps of equal structure are written back alike."""
         return (
             self.in_channels, self.incidence, self.kernel, self.before, self.stride, self.extent, self.biased,
-            self.borders, self.padding_mode, self.multiple, self.constant_padding, self.uniform,
+            self.borders, self.padding_mode, self.multiple, self.constant_padding, self.zoom, self.laps, self.uniform,
             None if self.selection is None else self.selection.tobytes(), self.support.tobytes(),
         )  # fmt: skip
 
@@ -104,7 +119,12 @@ class AffineConv:
     def is_pointwise(self) -> bool:
         """One tap, no stride, no padding: a per-pixel map."""
         plain = zip(self.kernel, self.stride, self.before, self.extent)
-        return all(k == 1 and s == 1 and b == 0 and e == -1 for k, s, b, e in plain)
+        return not self.is_zoomed and all(k == 1 and s == 1 and b == 0 and e == -1 for k, s, b, e in plain)
+
+    @property
+    def is_zoomed(self) -> bool:
+        """Whether the input is spread: a transposed convolution with a stride."""
+        return any(z > 1 for z in self.zoom)
 
     @property
     def is_identity(self) -> bool:
@@ -139,6 +159,26 @@ def take(map_: AffineConv, outputs: Ints) -> AffineConv:
 
     selection = None if map_.selection is None else map_.selection[outputs]
     return replace(map_, incidence=incidence, inputs=(map_,), rule=rule, selection=selection, uniform=False)
+
+
+def repeated(map_: AffineConv, times: int) -> AffineConv:
+    """A scale and shift per channel, for channels that stand for `times` channels each: c -> c times + i."""
+    assert map_.is_pointwise
+    assert map_.incidence.is_depthwise
+
+    def rule(values: Sequence[Values]) -> Values:
+        (v,) = values
+        return Values(v.planes.repeat_interleave(times, 0), v.bias.repeat_interleave(times, 0))
+
+    channels = map_.in_channels * times
+    return replace(
+        map_,
+        in_channels=channels,
+        incidence=Incidence.selecting(np.arange(channels)),
+        inputs=(map_,),
+        rule=rule,
+        selection=None,
+    )
 
 
 def scaled(map_: AffineConv, factor: float) -> AffineConv:
@@ -176,6 +216,33 @@ def linear_part(map_: AffineConv) -> AffineConv:
     return replace(map_, biased=False, borders=(), inputs=(map_,), rule=rule)
 
 
+def over(map_: AffineConv, axes: int) -> AffineConv:
+    """A per-pixel map over another number of spatial axes: a 1x1 convolution as a Linear, and back."""
+    if not map_.is_pointwise or map_.borders:
+        raise AssertionError("only a per-pixel map means the same over any axes")
+    if map_.axes == axes:
+        return map_
+
+    def rule(values: Sequence[Values]) -> Values:
+        (v,) = values
+        return Values(v.planes.reshape(*v.planes.shape[:2], *(1,) * axes), v.bias)
+
+    return replace(
+        map_,
+        kernel=(1,) * axes,
+        before=(0,) * axes,
+        stride=(1,) * axes,
+        extent=(-1,) * axes,
+        multiple=(1,) * axes,
+        zoom=(1,) * axes,
+        laps=False,
+        padding_mode=ZEROS,
+        support=np.ones((1,) * axes, bool),
+        inputs=(map_,),
+        rule=rule,
+    )
+
+
 def without_vanishing_borders(map_: AffineConv) -> AffineConv:
     """The map without border terms that are zero whatever the weights are.
 
@@ -194,6 +261,43 @@ def without_vanishing_borders(map_: AffineConv) -> AffineConv:
         return replace(given[0], ones=())
 
     return replace(map_, borders=(), constant_padding=False, inputs=(map_,), rule=rule)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The smallest regular grid of taps, per axis, that holds the support of a map."""
+
+    taps: tuple[int, ...]
+    first: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
+def grid_of(map_: AffineConv) -> Grid:
+    """(taps, first tap, dilation) on each axis."""
+    taps, first, dilation = [], [], []
+    for axis in range(map_.axes):
+        others = tuple(a for a in range(map_.axes) if a != axis)
+        places = np.flatnonzero(map_.support.any(axis=others))
+        start, end = (int(places[0]), int(places[-1])) if len(places) else (0, 0)
+        step = reduce(gcd, (int(p) - start for p in places[1:]), 0) or 1
+        first.append(start)
+        dilation.append(step)
+        taps.append((end - start) // step + 1)
+    return Grid(tuple(taps), tuple(first), tuple(dilation))
+
+
+def transposed_padding(map_: AffineConv) -> tuple[tuple[int, int], ...] | Decline:
+    """(padding, output_padding) per axis of the transposed convolution that a zoomed map is."""
+    grid, found = grid_of(map_), []
+    for axis, zoom in enumerate(map_.zoom):
+        before = map_.before[axis] - grid.first[axis]
+        length = grid.dilation[axis] * (grid.taps[axis] - 1)
+        padding, more = length - before, map_.extent[axis] + length + 1 - 2 * before
+        if padding < 0 or not 0 <= more < max(zoom, grid.dilation[axis] if grid.taps[axis] > 1 else more + 1):
+            fact = "is padded or cropped as no transposed convolution can be"
+            return Decline(Reason.UNSUPPORTED, fact)
+        found.append((padding, more))
+    return tuple(found)
 
 
 def home(values: Sequence[Values]) -> torch.device:

@@ -24,6 +24,8 @@ from repfx.inplace import MutableProxy, SizedParameterProxy, functionalize
 from repfx.keywords import own_keywords
 from repfx.modules import EMITTED
 from repfx.report import Island
+from repfx.sizes import read_sizes_early
+from repfx.spelling import spell_out
 from repfx.state import StateTracer, attributes, remembering
 
 Exclusion = Sequence[str | type]
@@ -90,7 +92,9 @@ def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
             continue
         functionalize(graph, shell, whole)
         own_keywords(graph)
+        spell_out(graph, shell)
         remove_guards(graph)
+        read_sizes_early(graph, shell, whole)
         used = {node.target for node in graph.nodes if node.op == "call_module"}
         return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded)
 
@@ -130,7 +134,10 @@ def excluded_paths(model: nn.Module, exclude: Exclusion) -> Iterable[str]:
             yield path
 
 
-_OWN_FORWARD = (nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_OWN_FORWARD = (
+    nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
+    nn.ConvTranspose3d, nn.Linear,
+)  # fmt: skip
 
 
 class _Tracer(StateTracer):

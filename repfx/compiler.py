@@ -445,7 +445,8 @@ _FUNCTION_KINDS = {
     "conv1d": "convolutions", "conv2d": "convolutions", "conv3d": "convolutions", "linear": "linears",
     "batch_norm": "batch_norms", "add": "adds", "iadd": "adds", "sub": "adds", "isub": "adds", "mul": "muls",
     "imul": "muls", "truediv": "muls", "div": "muls", "cat": "concats", "concat": "concats", "stack": "concats",
-    "chunk": "splits", "split": "splits", "index_select": "permutations",
+    "chunk": "splits", "split": "splits", "index_select": "permutations", "conv_transpose1d": "convolutions",
+    "conv_transpose2d": "convolutions", "conv_transpose3d": "convolutions",
 }  # fmt: skip
 
 
@@ -469,7 +470,9 @@ def _count_module(module: nn.Module) -> Counter[str]:
     counts: Counter[str] = Counter()
     for part in module.modules():
         match part:
-            case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.ConvTranspose2d():
+            case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+                counts["convolutions"] += 1
+            case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
                 counts["convolutions"] += 1
             case nn.Linear():
                 counts["linears"] += 1
@@ -492,9 +495,13 @@ def _count_plan(lifted: LiftedGraph) -> OpCounts:
         if record is None:
             continue
         form = form_of(record.map)
-        kind = {"conv": "convolutions", "linear": "linears", "scale": "muls", "copy": "permutations"}.get(
-            form.kind.value
-        )
+        kind = {
+            "conv": "convolutions",
+            "transposed conv": "convolutions",
+            "linear": "linears",
+            "scale": "muls",
+            "copy": "permutations",
+        }.get(form.kind.value)
         if kind is not None:
             counts[kind] += 1
         counts["border_terms"] += form.borders

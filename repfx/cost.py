@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from fractions import Fraction
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from repfx.form import Form, Kind, form_of
 from repfx.functional import assign
 from repfx.graph import LiftedGraph
 from repfx.modules import BorderTerm
-from repfx.ops import Affine, Alias, Concat, Constant, Input, Opaque, Sum
+from repfx.ops import Affine, Alias, Concat, Constant, Input, Normalised, Opaque, Resampling, Sum
 from repfx.report import OpCounts
 
 
@@ -47,9 +48,9 @@ class Cost:
             self.dense or other.dense,
         )
 
-    def at(self, density: int) -> Cost:
-        """The same at a resolution `density` times higher than the sink's."""
-        return replace(self, macs=self.macs * density)
+    def at(self, density: Fraction | int) -> Cost:
+        """The same at a resolution `density` times higher than the sink's (below one: lower)."""
+        return replace(self, macs=ceil(self.macs * density))
 
 
 def cost_of_form(form: Form) -> Cost:
@@ -61,7 +62,7 @@ def cost_of_form(form: Form) -> Cost:
             return Cost(light=1 if form.gathers else 0)
         case Kind.SCALE:
             return Cost(light=2, parameters=form.parameters)
-        case Kind.CONV | Kind.LINEAR:
+        case Kind.CONV | Kind.LINEAR | Kind.TRANSPOSED:
             extras = [form.gathers, form.order is not None, form.padded_apart and form.kind is Kind.CONV]
             light = form.borders + sum(extras)
             return Cost(1, light, form.macs, form.parameters, dense=form.in_channels > form.groups)
@@ -76,6 +77,10 @@ def cost_as_written(map_: AffineConv) -> Cost:
     """Cost of the operation that the user wrote: a crop or a pad is a copy, a pooling multiplies nothing."""
     if map_.uniform:
         return Cost(heavy=1)
+    if map_.is_identity:
+        return Cost(light=1)  # an operation nevertheless, if only a view
+    if map_.is_zoomed:
+        return cost_of_map(map_)
     if map_.incidence.is_depthwise and all(k == 1 for k in map_.kernel) and not map_.borders and not map_.is_pointwise:
         return Cost(light=1)
     return cost_of_map(map_)
@@ -94,8 +99,8 @@ def _pads(lifted: LiftedGraph, node: fx.Node) -> bool:
 def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
     """What executing a node of the graph costs, per position of its output."""
     match lifted.op(node):
-        case Affine():
-            map_ = lifted.map_of(node, axes)
+        case Affine(axes=own):
+            map_ = lifted.map_of(node, axes if own is None else own)
             if isinstance(map_, Decline):
                 return Cost(light=1)
             if node in lifted.records:
@@ -106,8 +111,10 @@ def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
         case Sum(terms=terms, shift=shift):
             scales = sum(factor not in (1.0, -1.0) for _, factor in terms)
             return Cost(light=max(1, len(terms) - 1 + scales) + (1 if shift and len(terms) > 1 else 0))
-        case Concat() | Alias():
+        case Concat() | Alias() | Resampling():
             return Cost(light=1)
+        case Normalised(parameters=parameters):
+            return Cost(light=1, parameters=parameters)  # the scale and shift; what it normalises is not counted
         case Constant() | Input() | Opaque():
             return Cost()
 
@@ -119,18 +126,22 @@ def cost_of_nodes(lifted: LiftedGraph, nodes: Sequence[fx.Node], sinks: Sequence
     """
     if len(sinks) > 1:
         return sum((cost_of_node(lifted, node, axes) for node in nodes), Cost())
-    density = dict.fromkeys(sinks, 1)
+    density = dict.fromkeys(sinks, Fraction(1))
     total = Cost()
     for node in sorted(nodes, reverse=True):
-        own = density.get(node, 1)
+        own = density.get(node, Fraction(1))
         total = total + cost_of_node(lifted, node, axes).at(own)
         op = lifted.op(node)
         factor = own
+        sources = lifted.sources(node)
         if isinstance(op, Affine):
-            map_ = lifted.map_of(node, axes)
-            factor *= prod(map_.stride) if isinstance(map_, AffineConv) else 1
-        for source in lifted.sources(node):
-            density[source] = max(density.get(source, 1), factor)
+            map_ = lifted.map_of(node, axes if op.axes is None else op.axes)
+            factor *= Fraction(prod(map_.stride), prod(map_.zoom)) if isinstance(map_, AffineConv) else 1
+        elif isinstance(op, Resampling):
+            factor *= op.resolution.density
+            sources = (op.source,)
+        for source in sources:
+            density[source] = max(density.get(source, factor), factor)
     return total
 
 

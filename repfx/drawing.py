@@ -188,7 +188,9 @@ def _boxes(node: fx.Node, root: nn.Module) -> Iterable[Box]:
 def _module_box(module: nn.Module) -> Box:
     match module:
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-            return _convolution_box(module)
+            return _convolution_box(module, "conv")
+        case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
+            return _convolution_box(module, "transposed conv")
         case nn.Linear():
             return Box(f"linear\n{module.in_features} → {module.out_features}", "linear")
         case nn.modules.batchnorm._BatchNorm():
@@ -204,8 +206,8 @@ def _module_box(module: nn.Module) -> Box:
             return Box(name, "activation" if name.lower() in ACTIVATIONS else "other")
 
 
-def _convolution_box(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Box:
-    lines = [f"conv {_times(conv.kernel_size)}"]
+def _convolution_box(conv: nn.modules.conv._ConvNd, word: str) -> Box:
+    lines = [f"{word} {_times(conv.kernel_size)}"]
     inputs, outputs, groups = conv.in_channels, conv.out_channels, conv.groups
     depthwise = groups == inputs > 1
     if inputs != outputs or groups == 1:

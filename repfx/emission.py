@@ -19,9 +19,8 @@ from repfx.affine import ZEROS, AffineConv
 from repfx.decline import UserError
 from repfx.form import Form, Kind, contiguous, form_of
 from repfx.incidence import Incidence, Ints
-from repfx.modules import EXTENDED, PLAIN, BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
+from repfx.modules import EXTENDED, PLAIN, TRANSPOSED, BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
 from repfx.values import Rows, Values, row_wise
-
 
 _AT_ONCE = 1 << 18  # numbers computed in float64 at a time: two megabytes, which stay in the cache
 
@@ -78,12 +77,15 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
     if form.kind is Kind.LINEAR:
         linear = nn.Linear(form.in_channels, form.out_channels, bias=form.biased, device="meta")
         return _filled(linear, weight, bias, target, path)
+    if form.kind is Kind.TRANSPOSED:
+        return _transposed(map_, form, weight, bias, target, path)
     borders = [
         BorderTerm(
             _cast(ones[torch.as_tensor(source, device=ones.device)], target, path, "border"),
             border.before,
             map_.stride,
             border.free,
+            border.longer,
         )
         for border, ones in zip(map_.borders, values.ones)
     ]
@@ -103,8 +105,29 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
     if not apart and not borders:
         return _filled(PLAIN[map_.axes](**arguments), weight, bias, target, path)  # type: ignore[arg-type]
     conv = EXTENDED[map_.axes](**arguments)
-    conv._setup(form.pads if apart else (), form.padding_mode, borders)
+    conv._setup(form.pads if apart else (), form.padding_mode, borders, laps=form.laps)
     return _filled(conv, weight, bias, target, path)
+
+
+def _transposed(
+    map_: AffineConv, form: Form, weight: Tensor | Rows, bias: Tensor, target: Target, path: str
+) -> nn.Module:
+    """The kernel is flipped back, and torch stores it by input channel: (C, O/groups, *kernel)."""
+    whole = weight if isinstance(weight, Tensor) else weight.read(slice(None))
+    blocks = whole.flip(tuple(range(2, whole.dim()))).unflatten(0, (form.groups, -1)).transpose(1, 2)
+    module = TRANSPOSED[map_.axes](
+        form.in_channels,
+        form.out_channels,
+        form.kernel,  # type: ignore[arg-type]
+        form.stride,  # type: ignore[arg-type]
+        tuple(p for p, _ in form.pads),  # type: ignore[arg-type]
+        form.output_padding,  # type: ignore[arg-type]
+        form.groups,
+        form.biased,
+        form.dilation,  # type: ignore[arg-type]
+        device="meta",
+    )
+    return _filled(module, blocks.flatten(0, 1), bias, target, path)
 
 
 def _grouped_weight(map_: AffineConv, form: Form, values: Values, source: Ints) -> Tensor | Rows:

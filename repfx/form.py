@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
-from functools import reduce
 from math import gcd, prod
 
 import numpy as np
 
-from repfx.affine import REMEMBERED, ZEROS, AffineConv, times
+from repfx.affine import REMEMBERED, ZEROS, AffineConv, Grid, grid_of, times, transposed_padding
+from repfx.decline import Decline
 from repfx.incidence import Ints
 
 
@@ -31,6 +31,7 @@ class Kind(Enum):
     SCALE = "scale"  # per-channel scale and shift
     CONV = "conv"
     LINEAR = "linear"
+    TRANSPOSED = "transposed conv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +45,11 @@ class Form:
     kernel: tuple[int, ...] = ()  # taps, dilation not counted
     first: tuple[int, ...] = ()  # position of the first tap in the map's window
     dilation: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()  # of a transposed convolution: the zoom
+    output_padding: tuple[int, ...] = ()  # of a transposed convolution
     pads: tuple[tuple[int, int], ...] = ()  # (before, after); negative crops
     padding_mode: str = ZEROS
+    laps: bool = False
     biased: bool = False
     borders: int = 0
     border_parameters: int = 0
@@ -61,17 +64,22 @@ class Form:
     @property
     def is_depthwise(self) -> bool:
         """Whether each output reads one input channel."""
-        return self.kind in (Kind.CONV, Kind.LINEAR) and self.groups == self.in_channels > 1
+        return self.kind in (Kind.CONV, Kind.LINEAR, Kind.TRANSPOSED) and self.groups == self.in_channels > 1
 
     @property
     def padded_apart(self) -> bool:
         """Whether the padding is no symmetric, non-negative one that a convolution takes itself."""
-        return any(before != after or before < 0 for before, after in self.pads)
+        return self.laps or any(before != after or before < 0 for before, after in self.pads)
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates per output position."""
-        if self.kind not in (Kind.CONV, Kind.LINEAR):
+        return -(-self.weights // prod(self.stride)) if self.kind is Kind.TRANSPOSED else self.weights
+
+    @property
+    def weights(self) -> int:
+        """Elements of the emitted weight."""
+        if self.kind not in (Kind.CONV, Kind.LINEAR, Kind.TRANSPOSED):
             return 0
         return self.out_channels * (self.in_channels // self.groups) * prod(self.kernel)
 
@@ -80,7 +88,7 @@ class Form:
         """Parameters of the emitted module."""
         bias = self.out_channels if self.biased else 0
         scale = self.out_channels if self.kind is Kind.SCALE else 0
-        return self.macs + bias + scale + self.border_parameters
+        return self.weights + bias + scale + self.border_parameters
 
     def __str__(self) -> str:
         if self.kind in (Kind.IDENTITY, Kind.SCALE, Kind.COPY):
@@ -125,8 +133,11 @@ def _derived(map_: AffineConv) -> Form:
     if map_.is_pointwise and depthwise_in_place and not map_.borders:
         return Form(Kind.SCALE, map_.in_channels, map_.out_channels, biased=True)
     gather, groups, order = _blocks(map_)
-    kernel, first, dilation = _taps(map_)
+    grid = grid_of(map_)
+    kernel, first, dilation = grid.taps, grid.first, grid.dilation
     inputs = map_.in_channels if gather is None else len(gather)
+    if map_.is_zoomed:
+        return _transposed(map_, grid, gather, groups, order)
     last = [f + d * (k - 1) + 1 for f, d, k in zip(first, dilation, kernel)]
     pads = tuple(
         (b - f, e + end - b) for b, f, e, end in zip(map_.before, first, map_.extent, last)
@@ -142,9 +153,33 @@ def _derived(map_: AffineConv) -> Form:
         stride=map_.stride,
         pads=pads,
         padding_mode=map_.padding_mode,
+        laps=map_.laps,
         biased=map_.biased,
         borders=len(map_.borders),
         border_parameters=sum(map_.out_channels * prod(b.kernel) for b in map_.borders),
+        gather=gather,
+        order=order,
+    )
+
+
+def _transposed(map_: AffineConv, grid: Grid, gather: Ints | None, groups: int, order: Ints | None) -> Form:
+    found = transposed_padding(map_)
+    assert not isinstance(found, Decline), "checked when the map was made"
+    assert not map_.borders
+    more = tuple(m for _, m in found)
+    return Form(
+        Kind.TRANSPOSED,
+        map_.in_channels if gather is None else len(gather),
+        map_.out_channels,
+        groups=groups,
+        kernel=grid.taps,
+        first=grid.first,
+        # one tap has any dilation; torch wants one larger than the output padding
+        dilation=tuple(max(d, m + 1) if k == 1 else d for d, k, m in zip(grid.dilation, grid.taps, more)),
+        stride=map_.zoom,
+        output_padding=more,
+        pads=tuple((p, p) for p, _ in found),
+        biased=map_.biased,
         gather=gather,
         order=order,
     )
@@ -197,17 +232,3 @@ def _fits(map_: AffineConv, rank: Ints, block_in: int, block_out: int) -> bool:
 
 def _divisors(number: int) -> list[int]:
     return [d for d in range(number, 0, -1) if number % d == 0]
-
-
-def _taps(map_: AffineConv) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """(taps, first tap, dilation) on each axis: the smallest regular grid that holds the support."""
-    kernel, first, dilation = [], [], []
-    for axis in range(map_.axes):
-        others = tuple(a for a in range(map_.axes) if a != axis)
-        places = np.flatnonzero(map_.support.any(axis=others))
-        start, end = (int(places[0]), int(places[-1])) if len(places) else (0, 0)
-        step = reduce(gcd, (int(p) - start for p in places[1:]), 0) or 1
-        first.append(start)
-        dilation.append(step)
-        kernel.append((end - start) // step + 1)
-    return tuple(kernel), tuple(first), tuple(dilation)

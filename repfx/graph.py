@@ -19,7 +19,19 @@ from repfx.decline import Decline, Reason
 from repfx.form import form_of
 from repfx.lifting import Context, lift
 from repfx.lifting.context import place_of
-from repfx.ops import Affine, Alias, Concat, Constant, Input, Op, Opaque, Sum, affine_sources
+from repfx.ops import (
+    Affine,
+    Alias,
+    Concat,
+    Constant,
+    Input,
+    Normalised,
+    Op,
+    Opaque,
+    Resampling,
+    Sum,
+    affine_sources,
+)
 from repfx.shapes import Shapes
 
 _LOOK_THROUGH = 24  # operations between a value and the understood operation that they prepare
@@ -128,7 +140,7 @@ class LiftedGraph:
         """Whether a node is an affine function of other values."""
         if self._looked is not None:
             self._looked.add(node)
-        return not isinstance(self._ops[node], Constant | Input | Opaque)
+        return not isinstance(self._ops[node], Constant | Input | Resampling | Normalised | Opaque)
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
         """Nodes that use this value.
@@ -194,7 +206,8 @@ class LiftedGraph:
     def place(self, node: fx.Node) -> str:
         """Module path of a node, for people."""
         if node in self.records and self.records[node].sources:
-            return common_path(self.records[node].sources)
+            sources = self.records[node].sources
+            return common_path(sources) or sources[0]
         return place_of(node)
 
     def channels(self, node: fx.Node, axes: int) -> int | None:
@@ -224,6 +237,8 @@ class LiftedGraph:
                 return "cat"
             case Alias():
                 return "no-op"
+            case Normalised():
+                return "norm scale"
             case Affine(axes=axes):
                 map_ = self.map_of(node, axes or 0) if axes is not None else None
                 if isinstance(map_, AffineConv) and map_.selection is not None:
@@ -248,13 +263,19 @@ class LiftedGraph:
         """Refusals of the lifting."""
         for node in self.graph.nodes:
             op = self._ops.get(node)
-            if isinstance(op, Opaque) and op.decline is not None and node.users:
+            if isinstance(op, Opaque | Resampling) and op.decline is not None and node.users:
                 yield op.decline
 
 
 def _named(op: Op) -> tuple[fx.Node, ...]:
     """The values that an operation names."""
-    return op.inputs if isinstance(op, Opaque) else affine_sources(op)
+    match op:
+        case Opaque(inputs=inputs):
+            return inputs
+        case Resampling(source=source) | Normalised(source=source):
+            return (source,)
+        case _:
+            return affine_sources(op)
 
 
 def _renamed(op: Op, old: fx.Node, new: fx.Node) -> Op:
@@ -265,6 +286,10 @@ def _renamed(op: Op, old: fx.Node, new: fx.Node) -> Op:
 
     match op:
         case Affine(source=source) | Alias(source=source):
+            return replace(op, source=now(source))
+        case Resampling(source=source):
+            return replace(op, source=now(source))
+        case Normalised(source=source):
             return replace(op, source=now(source))
         case Sum(terms=terms):
             return replace(op, terms=tuple((now(t), factor) for t, factor in terms))

@@ -63,6 +63,49 @@ def from_conv(
     )
 
 
+def from_transposed(
+    weight: Callable[[], Tensor],
+    bias: Callable[[], Tensor] | None,
+    *,
+    shape: Sequence[int],
+    groups: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+) -> AffineConv:
+    """A transposed convolution: the flipped kernel slides over the spread input.
+
+    `shape` is the weight's: (C, O/groups, *kernel).  Padding p of the transposed convolution leaves
+    d (k - 1) - p zeros around the spread input, and `output_padding` more behind it.
+    """
+    inputs, width, *taps = shape
+    outputs = width * groups
+    kernel = tuple(d * (k - 1) + 1 for k, d in zip(taps, dilation))
+    before = tuple(k - 1 - p for k, p in zip(kernel, padding))
+    flipped = tuple(range(2, 2 + len(taps)))
+
+    def rule(_: Sequence[Values]) -> Values:
+        blocks = weight().double().reshape(groups, inputs // groups, width, *taps)
+        planes = blocks.transpose(1, 2).reshape(outputs, inputs // groups, *taps).flip(flipped)
+        planes = dilated(planes, dilation, 2)
+        return Values(planes, planes.new_zeros(outputs) if bias is None else bias().double())
+
+    return AffineConv(
+        in_channels=inputs,
+        incidence=Incidence.grouped(inputs, outputs, groups),
+        kernel=kernel,
+        before=before,
+        stride=(1,) * len(taps),
+        extent=tuple(2 * b + more - k for b, more, k in zip(before, output_padding, kernel)),
+        biased=bias is not None,
+        inputs=(),
+        rule=rule,
+        zoom=tuple(stride),
+        support=_dilated_support(taps, dilation),
+    )
+
+
 def pointwise(
     channels: int, axes: int, scale: Callable[[], Tensor] | None, shift: Callable[[], Tensor] | None
 ) -> AffineConv:
@@ -205,15 +248,15 @@ def pad_by(channels: int, before: Sequence[int], after: Sequence[int], mode: str
     return replace(plain, padding_mode=mode)
 
 
-def with_borders(map_: AffineConv, terms: Sequence[tuple[tuple[int, ...], tuple[bool, ...], Tensor]]) -> AffineConv:
-    """The map plus border terms: (before, free, taps (O, *kernel)) each."""
+def with_borders(map_: AffineConv, terms: Sequence[tuple[Border, Tensor]]) -> AffineConv:
+    """The map plus border terms, each with its taps (O, *kernel)."""
     if not terms:
         return map_
-    borders = tuple(Border(tuple(taps.shape[1:]), before, free) for before, free, taps in terms)
+    borders = tuple(border for border, _ in terms)
 
     def rule(values: Sequence[Values]) -> Values:
         (v,) = values
-        return Values(v.given, v.bias, tuple(taps.double() for _, _, taps in terms))
+        return Values(v.given, v.bias, tuple(taps.double() for _, taps in terms))
 
     return replace(map_, inputs=(map_,), rule=rule, borders=borders, biased=True)
 

@@ -73,16 +73,27 @@ def _holds(kept: Tensor, weight: Tensor) -> bool:
 class BorderTerm(nn.Module):
     """The map that a constant before a zero-padded convolution adds: sum_t weight[t] (*) 1~.
 
-    `1~` is one inside the image and zero outside.  The map depends on the input's size alone; along a
-    free axis it is constant and has size one, so adding it is a broadcast.
+    `1~` is one inside the image and zero outside, or one on an image that is `longer` by so many pixels on
+    each axis.  The map depends on the input's size alone; along a free axis it is constant and has size one,
+    so adding it is a broadcast.
     """
 
-    def __init__(self, weight: Tensor, before: Sequence[int], stride: Sequence[int], free: Sequence[bool]) -> None:
+    longer: tuple[int, ...] = ()  # of terms pickled before there was such a thing: none is
+
+    def __init__(
+        self,
+        weight: Tensor,
+        before: Sequence[int],
+        stride: Sequence[int],
+        free: Sequence[bool],
+        longer: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)  # (O, *kernel)
         self.before = tuple(before)
         self.stride = tuple(stride)
         self.free = tuple(free)
+        self.longer = tuple(longer)
         self._last: tuple[Any, Tensor, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,12 +118,14 @@ class BorderTerm(nn.Module):
             taps = torch.arange(out.shape[1 + axis], device=out.device)
             places = torch.arange(outputs[axis], device=out.device)[:, None] * self.stride[axis]
             places = places + (taps - self.before[axis])
-            inside = ((places >= 0) & (places < inputs[axis])).to(out.dtype)  # (size, kernel)
+            size = inputs[axis] + (self.longer[axis] if self.longer else 0)
+            inside = ((places >= 0) & (places < size)).to(out.dtype)  # (size, kernel)
             out = torch.matmul(out.transpose(1 + axis, -1), inside.t()).transpose(1 + axis, -1)
         return out
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, before={self.before}, stride={self.stride}, free={self.free}"
+        text = f"{tuple(self.weight.shape)}, before={self.before}, stride={self.stride}, free={self.free}"
+        return f"{text}, longer={self.longer}" if any(self.longer) else text
 
 
 class _Extended(nn.Module):
@@ -121,22 +134,44 @@ class _Extended(nn.Module):
     pads: tuple[tuple[int, int], ...]
     pad_mode: str
     borders: nn.ModuleList
+    laps: bool = False  # circular padding that may be larger than the image
 
-    def _setup(self, pads: Sequence[tuple[int, int]], pad_mode: str, borders: Sequence[BorderTerm]) -> None:
+    def _setup(
+        self, pads: Sequence[tuple[int, int]], pad_mode: str, borders: Sequence[BorderTerm], *, laps: bool = False
+    ) -> None:
         self.pads = tuple(pads)
         self.pad_mode = pad_mode
+        self.laps = laps
         self.borders = nn.ModuleList(borders)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, *sizes) to (B, O, *sizes')."""
         sizes = x.shape[2:]
-        if self.pads:
+        if self.laps:
+            x = self._wound(x)
+        elif self.pads:
             flat = [p for pair in reversed(self.pads) for p in pair]
-            x = F.pad(x, flat) if self.pad_mode == "zeros" else F.pad(x, flat, mode=self.pad_mode)
+            if any(min(pair) < 0 < max(pair) for pair in self.pads):
+                x = self._padded(x, [max(p, 0) for p in flat])  # first: a crop may be longer than a small image
+                flat = [min(p, 0) for p in flat]
+            x = self._padded(x, flat)
         y = super().forward(x)
         for border in self.borders:
             y = y + border(sizes, y.shape[2:])
         return y
+
+    def _wound(self, x: Tensor) -> Tensor:
+        """Position p of the extended image is position p mod size."""
+        for axis, (before, after) in enumerate(self.pads, start=2):
+            if before or after:
+                places = torch.arange(-before, x.shape[axis] + after, device=x.device) % x.shape[axis]
+                x = x.index_select(axis, places)
+        return x
+
+    def _padded(self, x: Tensor, flat: list[int]) -> Tensor:
+        """Cropping is the same in every mode."""
+        plain = self.pad_mode == "zeros" or max(flat) <= 0
+        return F.pad(x, flat) if plain else F.pad(x, flat, mode=self.pad_mode)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -160,5 +195,10 @@ PLAIN: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
     2: nn.Conv2d,
     3: nn.Conv3d,
+}
+TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
 }
 EMITTED = (ChannelOrder, ChannelSlice, ScaleShift, BorderTerm, _Extended)

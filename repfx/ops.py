@@ -1,15 +1,18 @@
 """The lifted vocabulary: what one value of a graph computes, as a closed union.
 
-Every node of a traced graph is one of these.  All but `Opaque` are affine; a consumer matches on the
-union and `assert_never`s the rest.
+Every node of a traced graph is one of these.  `Affine`, `Sum`, `Concat` and `Alias` are affine maps of
+convolution kind; `Resampling` and `Normalised` are not, but something in them is.  A consumer matches on
+the union and `assert_never`s the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
+from fractions import Fraction
 
-from torch import fx
+from torch import Tensor, fx
 
 from repfx.affine import AffineConv
 from repfx.decline import Decline
@@ -79,7 +82,72 @@ class Opaque:
     inputs: tuple[fx.Node, ...] = ()
 
 
-Op = Affine | Sum | Concat | Alias | Constant | Input | Opaque
+class Resolution(Enum):
+    """How many positions a resampling makes of those it reads, for every input size."""
+
+    LOWER = "at most as many"  # a pooling, a mean
+    SAME = "as many"  # a transposition, a flattening
+    HIGHER = "at least as many"  # an upsampling by a factor
+    UNKNOWN = "fewer or more"  # a resize to a size that is given otherwise
+
+    def then(self, other: Resolution) -> Resolution:
+        """One resampling after the other."""
+        if self is other or other is Resolution.SAME:
+            return self
+        return other if self is Resolution.SAME else Resolution.UNKNOWN
+
+    @property
+    def density(self) -> Fraction:
+        """Positions of the source for one of the value, in order of magnitude: what "cheaper" is decided with."""
+        return {Resolution.LOWER: Fraction(4), Resolution.HIGHER: Fraction(1, 4)}.get(self, Fraction(1))
+
+
+@dataclass(frozen=True, eq=False)
+class Resampling:
+    """y_c = R x_c, the same linear map R over positions for every channel c, whose rows sum to one.
+
+    So it commutes with every per-pixel affine map A, constants included: A(R x) = R(A x).  Upsampling,
+    pooling that divides by what it sees, a mean over axes, a selection of one position, and (R a mere
+    reordering) transposing, flattening, squeezing.  `view(n)` is the number of spatial axes of the value
+    where the source is seen over n of them, None where R would mix channels seen so.  `first`: a channel
+    order along axis 1 passes through to axis 1.  `pinned`: the operation names the number of channels, so
+    only maps that keep it may pass.  `decline` says why R itself is no convolution.
+    """
+
+    source: fx.Node
+    view: Callable[[int], int | None] = field(repr=False)
+    resolution: Resolution = Resolution.UNKNOWN
+    first: bool = False
+    pinned: bool = False
+    decline: Decline | None = None
+
+    def passes(self, map_: AffineConv) -> bool:
+        """Whether the operation accepts what is on the other side of this map."""
+        return not self.pinned or map_.in_channels == map_.out_channels
+
+    def unseen(self, axes: int) -> int | None:
+        """Number of spatial axes of the source where the value has this many."""
+        return next((before for before in range(4) if self.view(before) == axes), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Normalised:
+    """scale * normalised(source) + shift per channel; only the scale and shift are affine.
+
+    `build(axes)` gives them over that many spatial axes, None where the channels lie elsewhere (`first`:
+    along axis 1, else the last); `plain` is the function, with its arguments after the source, that
+    normalises alone.
+    """
+
+    source: fx.Node
+    channels: int
+    first: bool
+    build: Callable[[int], AffineConv | None] = field(repr=False)
+    plain: tuple[Callable[..., Tensor], tuple[object, ...]] = field(repr=False)
+    parameters: int
+
+
+Op = Affine | Sum | Concat | Alias | Constant | Input | Resampling | Normalised | Opaque
 
 
 def affine_sources(op: Op) -> tuple[fx.Node, ...]:
@@ -91,5 +159,5 @@ def affine_sources(op: Op) -> tuple[fx.Node, ...]:
             return tuple(node for node, _ in terms)
         case Concat(parts=parts):
             return parts
-        case Constant() | Input() | Opaque():
+        case Constant() | Input() | Resampling() | Normalised() | Opaque():
             return ()

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repfx.affine import ZEROS, AffineConv, Border, home, moved, times
+from repfx.affine import ZEROS, AffineConv, Border, home, moved, times, transposed_padding
 from repfx.decline import Decline, Reason
 from repfx.incidence import Incidence
 from repfx.values import Values, row_wise, scattered, shifted
@@ -66,21 +66,25 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
         )
         return Values(planes, bias, tuple(torch.as_tensor(one) for one in ones))
 
-    return AffineConv(
-        in_channels=parts[0].in_channels,
-        incidence=incidence,
-        kernel=kernel,
-        before=before,
-        stride=parts[0].stride,
-        extent=parts[0].extent,
-        biased=any(part.biased for part in parts),
-        inputs=tuple(parts),
-        rule=rule,
-        borders=borders,
-        padding_mode=_mode(parts),
-        multiple=_multiple(parts),
-        support=_support(parts, kernel, before),
-        constant_padding=any(part.constant_padding for part in parts),
+    return executable(
+        AffineConv(
+            in_channels=parts[0].in_channels,
+            incidence=incidence,
+            kernel=kernel,
+            before=before,
+            stride=parts[0].stride,
+            extent=parts[0].extent,
+            biased=any(part.biased for part in parts),
+            inputs=tuple(parts),
+            rule=rule,
+            borders=borders,
+            padding_mode=_mode(parts),
+            multiple=_multiple(parts),
+            zoom=parts[0].zoom,
+            laps=any(part.laps for part in parts),
+            support=_support(parts, kernel, before),
+            constant_padding=any(part.constant_padding for part in parts),
+        )
     )
 
 
@@ -115,43 +119,59 @@ def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
         return Values(torch.cat(planes), torch.cat([v.bias for v in values]), tuple(ones))
 
     copies = [part.selection for part in parts if part.selection is not None and part.is_pointwise]
-    return AffineConv(
-        in_channels=parts[0].in_channels,
-        incidence=incidence,
-        kernel=kernel,
-        before=before,
-        stride=parts[0].stride,
-        extent=parts[0].extent,
-        biased=any(part.biased for part in parts),
-        inputs=tuple(parts),
-        rule=rule,
-        borders=borders,
-        padding_mode=_mode(parts),
-        multiple=_multiple(parts),
-        selection=np.concatenate(copies) if len(copies) == len(parts) else None,
-        support=_support(parts, kernel, before),
-        constant_padding=any(part.constant_padding for part in parts),
+    return executable(
+        AffineConv(
+            in_channels=parts[0].in_channels,
+            incidence=incidence,
+            kernel=kernel,
+            before=before,
+            stride=parts[0].stride,
+            extent=parts[0].extent,
+            biased=any(part.biased for part in parts),
+            inputs=tuple(parts),
+            rule=rule,
+            borders=borders,
+            padding_mode=_mode(parts),
+            multiple=_multiple(parts),
+            zoom=parts[0].zoom,
+            laps=any(part.laps for part in parts),
+            selection=np.concatenate(copies) if len(copies) == len(parts) else None,
+            support=_support(parts, kernel, before),
+            constant_padding=any(part.constant_padding for part in parts),
+        )
     )
+
+
+def executable(map_: AffineConv) -> AffineConv | Decline:
+    """The map, or why no transposed convolution executes it."""
+    if not map_.is_zoomed:
+        return map_
+    if map_.borders:
+        return Decline(Reason.UNSUPPORTED, "adds a border term to a transposed convolution")
+    if map_.padding_mode != ZEROS:
+        return Decline(Reason.UNSUPPORTED, f"{map_.padding_mode}-pads the output of a transposed convolution")
+    found = transposed_padding(map_)
+    return found if isinstance(found, Decline) else map_
 
 
 def united(
     owners: Sequence[Sequence[Border]],
 ) -> tuple[tuple[Border, ...], tuple[tuple[tuple[int, int], ...], ...]]:
-    """One border term per pattern of free axes, large enough for all of its kind.
+    """One border term per plane of ones, large enough for all windows on it.
 
     Returns the terms and, for each, who contributes: pairs (owner, index among the owner's terms).
     """
-    groups: dict[tuple[bool, ...], list[tuple[int, int]]] = {}
+    groups: dict[tuple[tuple[bool, ...], tuple[int, ...]], list[tuple[int, int]]] = {}
     for i, owned in enumerate(owners):
         for j, border in enumerate(owned):
-            groups.setdefault(border.free, []).append((i, j))
+            groups.setdefault((border.free, border.longer), []).append((i, j))
     borders = []
-    for free, users in groups.items():
+    for (free, longer), users in groups.items():
         members = [owners[i][j] for i, j in users]
         axes = range(len(free))
         before = tuple(max(m.before[a] for m in members) for a in axes)
         kernel = tuple(before[a] + max(m.kernel[a] - m.before[a] for m in members) for a in axes)
-        borders.append(Border(kernel, before, free))
+        borders.append(Border(kernel, before, free, longer))
     return tuple(borders), tuple(tuple(users) for users in groups.values())
 
 
@@ -167,6 +187,9 @@ def _clash(parts: Sequence[AffineConv], verb: str) -> Decline | None:
     for part in parts[1:]:
         if part.axes != first.axes or part.in_channels != first.in_channels:
             return Decline(Reason.NOT_EXACT, f"{verb} maps of differently shaped inputs")
+        if part.zoom != first.zoom:
+            fact = f"{verb} maps that spread their input by {times(first.zoom)} and {times(part.zoom)}"
+            return Decline(Reason.NOT_EXACT, fact)
         if part.stride != first.stride:
             return Decline(Reason.NOT_EXACT, f"{verb} maps of stride {times(first.stride)} and {times(part.stride)}")
         if part.extent != first.extent:

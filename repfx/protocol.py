@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol
 
 from torch import fx
@@ -61,7 +62,34 @@ class Shared:
     part: AffineConv  # a selection of the map's outputs
 
 
-Expr = Ref | Apply | Add | Cat | Shared
+@dataclass(frozen=True, eq=False)
+class Through:
+    """What `node`, a resampling, makes of another value: the same operation again, read from `value`.
+
+    `Through` and `Plain` objects that several replacements of one proposal hold are computed once.
+    """
+
+    node: fx.Node
+    value: Expr
+    density: Fraction  # positions of `value` for one of the result
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """What `node`, a normalisation, makes of its source without its own scale and shift."""
+
+    node: fx.Node
+
+
+@dataclass(frozen=True, eq=False)
+class Then:
+    """An affine map of what an expression gives."""
+
+    map: AffineConv
+    value: Expr
+
+
+Expr = Ref | Apply | Add | Cat | Shared | Through | Plain | Then
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import torch
@@ -19,9 +18,10 @@ from repfx.affine import AffineConv, scaled, take, without_vanishing_borders
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph
 from repfx.makers import identity, pointwise
-from repfx.ops import Affine, Alias, Concat, Constant, Input, Opaque, Sum
+from repfx.ops import Affine, Alias, Concat, Constant, Input, Normalised, Opaque, Resampling, Sum
 from repfx.parallel import add, concat
 from repfx.serial import compose
+
 
 class Dominators:
     """Immediate dominators of all values of a graph, which stay true while it is rewritten.
@@ -42,7 +42,9 @@ class Dominators:
     def _place(self, node: fx.Node) -> None:
         first = self._lifted.first_name(node)
         sources = [self._lifted.first_name(s) for s in self._lifted.sources(node)]
-        above = reduce(self._nearest, sources) if sources else None
+        above: fx.Node | None = sources[0] if sources else None
+        for source in sources[1:]:
+            above = self._nearest(above, source)
         self._above[first] = above
         self._depth[first] = 1 if above is None else self._depth[above] + 1
 
@@ -189,7 +191,7 @@ def _step(lifted: LiftedGraph, node: fx.Node, maps: Mapping[fx.Node, AffineConv]
             if isinstance(joined, Decline) or order is None:
                 return joined
             return take(joined, order)
-        case Constant() | Input() | Opaque():
+        case Constant() | Input() | Resampling() | Normalised() | Opaque():
             return Decline(Reason.NOT_EXACT, "is no affine function of the fork")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
@@ -24,8 +24,8 @@ from repfx.dead import has_effect
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph, Record
 from repfx.objective import Objective
-from repfx.ops import Affine, Concat, Constant, Input, Op, Sum
-from repfx.protocol import Add, Apply, Cat, Expr, Pass, Proposal, Ref, Shared
+from repfx.ops import Affine, Concat, Constant, Input, Normalised, Op, Opaque, Resampling, Sum
+from repfx.protocol import Add, Apply, Cat, Expr, Pass, Plain, Proposal, Ref, Shared, Then, Through
 from repfx.regions import used_outside
 from repfx.verification import verify_proposal
 
@@ -43,7 +43,7 @@ class Engine:
     verify: bool = True
     progress: Callable[[str, float], None] | None = None
     verify_seconds: float = 0.0
-    _shared: dict[int, fx.Node] = field(default_factory=dict)  # results of `Shared` maps in one commitment
+    _shared: dict[int, fx.Node] = field(default_factory=dict)  # what one commitment builds once and reads again
     _open: list[set[fx.Node]] = field(default_factory=list)  # values that each pass has yet to be asked about
     _settled: dict[_Question, list[Decline]] = field(default_factory=dict)  # what was refused about each
     _rests_on: dict[fx.Node, set[_Question]] = field(default_factory=dict)  # whose answers rest on a node
@@ -208,6 +208,49 @@ class Engine:
                 rank = lifted.context.shapes.rank(sink)
                 self._define(new, Concat(tuple(nodes), first=dim == 1, last=dim == -1 or rank == dim + 1))
                 return new
+            case Then(map=map_, value=given):
+                value = self._build(given, sink, proposal, (), error)
+                return self._build(Apply(map_, value), sink, proposal, absorbed, error)
+            case Through(node=node, value=given):
+                if id(expr) not in self._shared:
+                    value = self._build(given, sink, proposal, absorbed, error)
+                    self._shared[id(expr)] = self._resampled(node, value)
+                return self._shared[id(expr)]
+            case Plain(node=node):
+                if id(expr) not in self._shared:
+                    self._shared[id(expr)] = self._normalised(node)
+                return self._shared[id(expr)]
+
+    def _resampled(self, node: fx.Node, value: fx.Node) -> fx.Node:
+        """The operation of `node` again, on another value."""
+        lifted = self.lifted
+        op = lifted.op(node)
+        assert isinstance(op, Resampling)
+        new = lifted.graph.node_copy(node, lambda n: value if n is op.source else n)
+        new.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "made_by")}
+        self._define(new, replace(op, source=value))
+        known, given = lifted.context.shapes.of(node), lifted.context.shapes.of(value)
+        if known is not None:
+            sizes = list(known)
+            for before in range(4):  # the channels are axis 1 where there are spatial axes, else the last
+                after = op.view(before)
+                if after is not None:
+                    sizes[1 if after else -1] = None if given is None else given[1 if before else -1]
+            known = tuple(sizes)
+        lifted.context.shapes.set(new, known)
+        return new
+
+    def _normalised(self, node: fx.Node) -> fx.Node:
+        """A normalisation without its own scale and shift, as a function: the module may be called elsewhere too."""
+        lifted = self.lifted
+        op = lifted.op(node)
+        assert isinstance(op, Normalised)
+        function, arguments = op.plain
+        new = lifted.graph.call_function(function, (op.source, *arguments))  # type: ignore[arg-type]
+        new.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
+        self._define(new, Opaque())
+        lifted.context.shapes.set(new, lifted.context.shapes.of(node))
+        return new
 
     def _define(self, node: fx.Node, op: Op) -> None:
         """A new node of the graph, which every pass will be asked about."""
@@ -251,6 +294,10 @@ def values_of(expr: Expr) -> Iterable[fx.Node]:
         case Add(values=values) | Cat(values=values):
             for value in values:
                 yield from values_of(value)
+        case Through(value=value) | Then(value=value):
+            yield from values_of(value)
+        case Plain(node=node):
+            yield from node.all_input_nodes[:1]
 
 
 def maps_of(expr: Expr) -> Iterable[AffineConv]:
@@ -261,19 +308,28 @@ def maps_of(expr: Expr) -> Iterable[AffineConv]:
         case Add(values=values) | Cat(values=values):
             for value in values:
                 yield from maps_of(value)
-        case Ref():
+        case Then(map=map_, value=value):
+            yield map_
+            yield from maps_of(value)
+        case Through(value=value):
+            yield from maps_of(value)
+        case Ref() | Plain():
             return
 
 
 def cost_of_exprs(exprs: Sequence[Expr]) -> Cost:
-    """What executing several expressions costs; a shared map is executed once."""
+    """What executing several expressions costs; what they share is executed once."""
     shared = {id(expr.map): expr.map for expr in exprs if isinstance(expr, Shared)}
     once = sum((cost_of_map(map_) for map_ in shared.values()), Cost())
-    return sum((cost_of_expr(expr) for expr in exprs), once)
+    seen: set[int] = set()
+    return sum((cost_of_expr(expr, seen) for expr in exprs), once)
 
 
-def cost_of_expr(expr: Expr) -> Cost:
-    """What executing an expression costs, per position of its output."""
+def cost_of_expr(expr: Expr, seen: set[int]) -> Cost:
+    """What executing an expression costs, per position of its output; `seen`: what is executed already."""
+    if id(expr) in seen and isinstance(expr, Through | Plain):
+        return Cost()
+    seen.add(id(expr))
     match expr:
         case Ref():
             return Cost()
@@ -282,9 +338,15 @@ def cost_of_expr(expr: Expr) -> Cost:
         case Shared(part=part):
             return cost_of_map(part)
         case Add(values=values):
-            return sum((cost_of_expr(v) for v in values), Cost(light=len(values) - 1))
+            return sum((cost_of_expr(v, seen) for v in values), Cost(light=len(values) - 1))
         case Cat(values=values):
-            return sum((cost_of_expr(v) for v in values), Cost(light=1))
+            return sum((cost_of_expr(v, seen) for v in values), Cost(light=1))
+        case Through(value=value, density=density):
+            return Cost(light=1) + cost_of_expr(value, seen).at(density)
+        case Then(map=map_, value=value):
+            return cost_of_map(map_) + cost_of_expr(value, seen)
+        case Plain():
+            return Cost()
 
 
 def _touched(lifted: LiftedGraph, proposal: Proposal) -> set[fx.Node]:
@@ -329,7 +391,8 @@ def _shares(lifted: LiftedGraph, proposal: Proposal) -> dict[fx.Node, list[fx.No
                 continue
             taken.add(node)
             own.append(node)
-            work.extend(lifted.sources(node))
+            op = lifted.op(node)
+            work.extend((op.source,) if isinstance(op, Resampling) else lifted.sources(node))
         shares[sink] = own
     return shares
 
@@ -342,9 +405,12 @@ def _record(
         old = lifted.records.get(node)
         if node.meta.get("made_by"):
             continue  # no operation of the user's: an earlier rewrite put it there
+        if isinstance(lifted.op(node), Resampling):
+            continue  # it stays, on another value
         if old is None:
             record.kinds[lifted.kind(node)] += 1
-            record.sources.append(lifted.place(node))
+            if not isinstance(lifted.op(node), Normalised):  # what normalises keeps its place
+                record.sources.append(lifted.place(node))
             continue
         record.kinds.update(old.kinds)
         record.sources += old.sources

@@ -6,6 +6,10 @@ while the merged kernel would read whatever the inner kernel sees there.  So it 
 axis that is padded, no inner window evaluated outside the inner output touches the image.  The inner
 map's constants (bias, border terms) become border terms; where nothing is padded, they stay a bias.
 
+A constant is one on the whole inner output, q = 0 ... (H + e) // s, and zero where the outer map pads.
+On the input's grid, where q stands at q s, that is 0 <= q s <= H + e: a plane of ones of length H + e + 1,
+or any length that no multiple of s tells from it (the input's own, if possible, so that terms unite).
+
 Source: docs/algebra.md, section "Serial".
 """
 
@@ -22,7 +26,7 @@ from torch import Tensor
 
 from repfx.affine import ZEROS, AffineConv, Border, moved, times
 from repfx.decline import Decline, Reason
-from repfx.parallel import grown, united
+from repfx.parallel import executable, grown, united
 from repfx.values import Values, composed, dilated, row_wise
 
 
@@ -37,8 +41,6 @@ def compose(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:
     if refused is not None:
         return refused
     terms = _constants(outer, inner)
-    if isinstance(terms, Decline):
-        return terms
     bordered = [term for term in terms if not all(term.border.free)]
     borders, members = united([[term.border] for term in bordered])
     incidence = outer.incidence.after(inner.incidence)
@@ -66,44 +68,80 @@ def compose(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:
     if outer.selection is not None and inner.selection is not None and copies:
         selection = inner.selection[outer.selection]
     stride = inner.stride
-    return AffineConv(
-        in_channels=inner.in_channels,
-        incidence=incidence,
-        kernel=tuple((k2 - 1) * s + k1 for k2, s, k1 in zip(outer.kernel, stride, inner.kernel)),
-        before=tuple(b1 + s * b2 for b1, s, b2 in zip(inner.before, stride, outer.before)),
-        stride=tuple(s1 * s2 for s1, s2 in zip(stride, outer.stride)),
-        extent=tuple(e1 + s * (1 + e2) for e1, s, e2 in zip(inner.extent, stride, outer.extent)),
-        biased=outer.biased or inner.biased,
-        inputs=(outer, inner),
-        rule=rule,
-        borders=borders,
-        padding_mode=outer.padding_mode if outer.padding_mode != ZEROS else inner.padding_mode,
-        multiple=_multiple(outer, inner),
-        selection=selection,
-        support=_support(outer, inner),
-        constant_padding=outer.constant_padding or inner.constant_padding,
+    return executable(
+        AffineConv(
+            in_channels=inner.in_channels,
+            incidence=incidence,
+            kernel=tuple((k2 - 1) * s + k1 for k2, s, k1 in zip(outer.kernel, stride, inner.kernel)),
+            before=tuple(b1 + s * b2 for b1, s, b2 in zip(inner.before, stride, outer.before)),
+            stride=tuple(s1 * s2 for s1, s2 in zip(stride, outer.stride)),
+            extent=tuple(e1 + s * (1 + e2) for e1, s, e2 in zip(inner.extent, stride, outer.extent)),
+            biased=outer.biased or inner.biased,
+            inputs=(outer, inner),
+            rule=rule,
+            borders=borders,
+            padding_mode=outer.padding_mode if outer.padding_mode != ZEROS else inner.padding_mode,
+            multiple=_multiple(outer, inner),
+            selection=selection,
+            support=_support(outer, inner),
+            constant_padding=outer.constant_padding or inner.constant_padding,
+            zoom=outer.zoom if outer.is_zoomed else inner.zoom,
+            laps=outer.laps or inner.laps or (outer.padding_mode == inner.padding_mode == "circular"),
+        )
     )
 
 
 def _refusal(outer: AffineConv, inner: AffineConv) -> Decline | None:
-    if outer.padding_mode != ZEROS:
-        if inner.is_pointwise and not inner.borders:
-            return None
-        fact = f"{outer.padding_mode}-pads a map that is not per-pixel; its border would be extended differently"
+    if outer.is_zoomed and not inner.is_pointwise:
+        return Decline(Reason.NOT_EXACT, "is a transposed convolution of a map that is not per-pixel")
+    if outer.is_zoomed and (inner.biased or inner.borders):
+        fact = "is a transposed convolution of a shifted value; the shift reaches the gaps between the pixels nowhere"
         return Decline(Reason.NOT_EXACT, fact)
+    if inner.is_zoomed and any(s != 1 for s in outer.stride):
+        return Decline(Reason.UNSUPPORTED, "strides over the output of a transposed convolution")
+    if outer.padding_mode != ZEROS:
+        return _extended_otherwise(outer, inner)
     if inner.padding_mode != ZEROS and any(outer.pads(i) for i in range(outer.axes)):
         return Decline(Reason.NOT_EXACT, f"zero-pads the output of a {inner.padding_mode}-padded map")
     for axis in range(outer.axes):
-        windows = [(inner.kernel[axis], inner.before[axis])]
-        windows += [(b.kernel[axis], b.before[axis]) for b in inner.borders if not b.free[axis]]
+        windows = [(inner.kernel[axis], inner.before[axis], 0)]
+        windows += [(b.kernel[axis], b.before[axis], b.longer[axis]) for b in inner.borders if not b.free[axis]]
         stride = inner.stride[axis]
-        first_outside = inner.extent[axis] - max(_remainders(inner, axis)) + stride  # minus H, at worst
-        for kernel, before in windows:
+        first_outside = inner.extent[axis] - max(_remainders(inner, axis, inner.extent[axis])) + stride  # minus H
+        for kernel, before, longer in windows:
             touches_before = outer.before[axis] > 0 and kernel - 1 - before >= stride
-            touches_after = outer.after[axis] > 0 and first_outside < before
+            touches_after = outer.after[axis] > 0 and first_outside < before + longer
             if touches_before or touches_after:
                 return _on_the_frame(outer, inner, some=not touches_before and stride > 1)
     return None
+
+
+def _extended_otherwise(outer: AffineConv, inner: AffineConv) -> Decline | None:
+    """Reflect, replicate or circular padding of the inner output, against that of the input.
+
+    Where the inner map is per-pixel along the padded axis, it commutes with the extension.  Circular after
+    circular: an inner map that keeps the size and wraps is periodic, like its input.
+    """
+    mode = outer.padding_mode
+    if inner.borders:
+        return Decline(Reason.NOT_EXACT, f"{mode}-pads a map whose constants fade at its own border")
+    for axis in range(outer.axes):
+        if inner.pads(axis) and inner.padding_mode != mode:
+            return Decline(Reason.NOT_EXACT, f"{mode}-pads a {inner.padding_mode}-padded map")
+        shape = (inner.kernel[axis], inner.stride[axis], inner.before[axis], inner.extent[axis])
+        if not outer.pads(axis) or shape == (1, 1, 0, -1):
+            continue
+        keeps_size = inner.stride[axis] == 1 and inner.extent[axis] == -1
+        if not (mode == inner.padding_mode == "circular" and keeps_size and _wraps(inner, axis)):
+            fact = f"{mode}-pads a map that is not per-pixel; its border would be extended differently"
+            return Decline(Reason.NOT_EXACT, fact)
+        if not _wraps(outer, axis):
+            return Decline(Reason.NOT_EXACT, f"{mode}-pads one side and crops the other")
+    return None
+
+
+def _wraps(map_: AffineConv, axis: int) -> bool:
+    return map_.before[axis] >= 0 and map_.after[axis] >= 0
 
 
 def _on_the_frame(outer: AffineConv, inner: AffineConv, *, some: bool) -> Decline:
@@ -116,9 +154,9 @@ def _on_the_frame(outer: AffineConv, inner: AffineConv, *, some: bool) -> Declin
     )
 
 
-def _remainders(map_: AffineConv, axis: int) -> range:
+def _remainders(map_: AffineConv, axis: int, extent: int) -> range:
     """Possible values of (H + extent) mod stride on this axis."""
-    stride, extent = map_.stride[axis], map_.extent[axis]
+    stride = map_.stride[axis]
     if map_.multiple[axis] % stride == 0:
         return range(extent % stride, extent % stride + 1)
     return range(stride)
@@ -156,13 +194,11 @@ class _Term:
         return out
 
 
-def _constants(outer: AffineConv, inner: AffineConv) -> list[_Term] | Decline:
+def _constants(outer: AffineConv, inner: AffineConv) -> list[_Term]:
     axes = range(outer.axes)
     terms = []
     for index, border in enumerate(outer.borders):
         own = _on_input_grid(border, inner)
-        if isinstance(own, Decline):
-            return own
         spread = tuple(1 if border.free[axis] else inner.stride[axis] for axis in axes)
         terms.append(_Term(own, outer_index=index, spread=spread))
     constants = list(enumerate(inner.borders))
@@ -171,54 +207,47 @@ def _constants(outer: AffineConv, inner: AffineConv) -> list[_Term] | Decline:
         constants.append((-1, nothing))
     padded = [outer.padding_mode == ZEROS and outer.pads(axis) for axis in axes]
     for index, constant in constants:
-        kernel, before = list(constant.kernel), list(constant.before)
+        kernel, before, longer = list(constant.kernel), list(constant.before), list(constant.longer)
         free = [constant.free[axis] and not padded[axis] for axis in axes]
         for axis in axes:
             if free[axis]:
                 continue
             if constant.free[axis]:
-                tap = _inside_tap(inner, axis)
-                if tap is None:
-                    return _resized()
+                tap, longer[axis] = _plane(inner, axis, 0)
                 before[axis] = -tap
             kernel[axis] += (outer.kernel[axis] - 1) * inner.stride[axis]
             before[axis] += inner.stride[axis] * outer.before[axis]
         spread = tuple(1 if free[axis] else inner.stride[axis] for axis in axes)
-        border = Border(tuple(kernel), tuple(before), tuple(free))
+        border = Border(tuple(kernel), tuple(before), tuple(free), tuple(longer))
         terms.append(_Term(border, inner_index=index, spread=spread, summed=tuple(free)))
     return terms
 
 
-def _on_input_grid(border: Border, inner: AffineConv) -> Border | Decline:
+def _on_input_grid(border: Border, inner: AffineConv) -> Border:
     """A border term of the inner map's output size, on the grid of the inner map's input."""
-    kernel, before = list(border.kernel), list(border.before)
+    kernel, before, longer = list(border.kernel), list(border.before), list(border.longer)
     for axis, free in enumerate(border.free):
         if free:
             continue
-        tap = _inside_tap(inner, axis)
-        if tap is None:
-            return _resized()
+        tap, longer[axis] = _plane(inner, axis, border.longer[axis])
         stride = inner.stride[axis]
         kernel[axis] = (border.kernel[axis] - 1) * stride + 1
         before[axis] = border.before[axis] * stride - tap
-    return Border(tuple(kernel), tuple(before), border.free)
+    return Border(tuple(kernel), tuple(before), border.free, tuple(longer))
 
 
-def _resized() -> Decline:
-    return Decline(
-        Reason.NOT_EXACT,
-        "zero-pads a constant on a map that an earlier padding or an unpadded kernel has resized; "
-        "that is no border term of the input's size",
-    )
+def _plane(inner: AffineConv, axis: int, longer: int) -> tuple[int, int]:
+    """(r, a): q s + r lies on a plane of length H + a exactly when q lies on one of the output's size + longer.
 
-
-def _inside_tap(inner: AffineConv, axis: int) -> int | None:
-    """Offset r such that q stride + r lies in the image exactly when q lies in inner's output."""
-    stride, extent = inner.stride[axis], inner.extent[axis]
-    rests = _remainders(inner, axis)
-    low = max(0, max(rests) - extent - stride)
-    high = min(stride - 1, min(rests) - extent - 1)
-    return low if low <= high else None
+    That is q s <= H + end, so r = 0 and a = end + 1 do; r moves both, and what (H + end) mod s leaves moves a.
+    """
+    stride = inner.stride[axis]
+    end = inner.extent[axis] + longer * stride
+    rests = _remainders(inner, axis, end)
+    slack = stride - 1 - max(rests)
+    least, most = end + 1 - min(rests), end + stride + slack
+    length = min(max(0, least), most)
+    return max(0, length - 1 - end - slack), length
 
 
 def _multiple(outer: AffineConv, inner: AffineConv) -> tuple[int, ...]:

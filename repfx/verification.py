@@ -10,7 +10,9 @@ and a disagreement is our bug: the rewrite is not applied and the report says so
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import torch
@@ -20,12 +22,13 @@ from repfx.affine import AffineConv
 from repfx.decline import Decline, Reason
 from repfx.emission import Target, emit
 from repfx.graph import LiftedGraph
-from repfx.ops import Affine
-from repfx.protocol import Add, Apply, Cat, Expr, Proposal, Ref, Shared
+from repfx.inplace import is_size
+from repfx.ops import Affine, Normalised, Resampling
+from repfx.protocol import Add, Apply, Cat, Expr, Plain, Proposal, Ref, Shared, Then, Through
 from repfx.state import copied
 
 FLOAT64_BOUND = 1e-10  # relative, after folds whose condition is at most 1e5
-_SIZES = ((1, 8, 16, 4), (1, 9, 7, 5), (2, 3, 2, 3))  # batch, then spatial sizes
+_SIZES = ((1, 8, 16, 4), (1, 9, 7, 5), (2, 3, 2, 3), (2, 1, 1, 1))  # batch, then spatial sizes; the last if need be
 _DOUBLE = Target(torch.float64, requires_grad=False)
 
 
@@ -35,14 +38,17 @@ def verify_proposal(lifted: LiftedGraph, proposal: Proposal) -> float | Decline 
     region = sorted({*proposal.interior, *proposal.across})
     inside = set(region)
     inputs = sorted({n for node in region for n in _read(lifted, node) if n not in inside})
-    inputs = sorted({*inputs, *(n for e in replaced.values() for n in _leaves(e) if n not in inside)})
+    inputs = sorted({*inputs, *(n for e in replaced.values() for n in _leaves(lifted, e) if n not in inside)})
     outputs = list(proposal.outputs or replaced)
     leak = _leak(proposal, inside, set(inputs))
     if leak is not None:
         return _bug(f"changes {leak.name}, which the region reads as if it were given")
     runner = _Runner(lifted)
     worst: float | None = None
-    for probe in _probes(lifted, region, inputs):
+    probes = _probes(lifted, region, inputs, _asked(replaced.values()))
+    for index, probe in enumerate(probes):
+        if index == len(_SIZES) - 1 and worst is not None:
+            break  # one pixel is for what accepts nothing else
         try:
             old = runner.run(region, probe, {})
         except (RuntimeError, ValueError, IndexError):
@@ -94,15 +100,42 @@ def _read(lifted: LiftedGraph, node: fx.Node) -> tuple[fx.Node, ...]:
     sources = lifted.sources(node)
     if sources:
         return sources
-    return tuple(n for n in node.all_input_nodes if not lifted.context.constants.is_constant(n))
+    read: dict[fx.Node, None] = {}
+    work = [n for n in node.all_input_nodes if not lifted.context.constants.is_constant(n)]
+    while work:
+        value = work.pop()
+        if is_size(value):  # a size is computed from the value whose size it is
+            work.extend(value.all_input_nodes)
+        else:
+            read[value] = None
+    return tuple(read)
 
 
-def _leaves(expr: Expr) -> Sequence[fx.Node]:
+def _leaves(lifted: LiftedGraph, expr: Expr) -> Sequence[fx.Node]:
     match expr:
         case Ref(node=node) | Apply(value=node) | Shared(value=node):
             return [node]
         case Add(values=values) | Cat(values=values):
-            return [leaf for value in values for leaf in _leaves(value)]
+            return [leaf for value in values for leaf in _leaves(lifted, value)]
+        case Through(value=value) | Then(value=value):
+            return _leaves(lifted, value)
+        case Plain(node=node):
+            return _read(lifted, node)
+
+
+def _asked(exprs: Iterable[Expr]) -> dict[fx.Node, AffineConv]:
+    """What the replacements apply to which value: it tells the value's rank and channels."""
+    asked = {}
+    work = list(exprs)
+    while work:
+        match work.pop():
+            case Apply(map=map_, value=node):
+                asked[node] = map_
+            case Through(value=value) | Then(value=value):
+                work.append(value)
+            case _:
+                continue
+    return asked
 
 
 class _Runner:
@@ -144,6 +177,19 @@ class _Runner:
                 return total
             case Cat(values=values, dim=dim):
                 return torch.cat([self._expression(v, env) for v in values], dim)
+            case Through(node=node, value=value):
+                op = self.lifted.op(node)
+                assert isinstance(op, Resampling)
+                result = self._original(node, {**env, op.source: self._expression(value, env)})
+                assert isinstance(result, Tensor)
+                return result
+            case Then(map=map_, value=value):
+                return self._modules_of(map_, self._expression(value, env))
+            case Plain(node=node):
+                op = self.lifted.op(node)
+                assert isinstance(op, Normalised)
+                function, arguments = op.plain
+                return function(env[op.source], *arguments)
 
     def _modules_of(self, map_: AffineConv, x: Tensor) -> Tensor:
         if id(map_) not in self._emitted:
@@ -187,9 +233,11 @@ class _Runner:
                 raise RuntimeError(f"{node.name} is outside the region")
 
 
-def _probes(lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> list[dict[fx.Node, Tensor]]:
+def _probes(
+    lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.Node], asked: Mapping[fx.Node, AffineConv]
+) -> list[dict[fx.Node, Tensor]]:
     """Hostile inputs of a region, several sizes; none where a channel count or rank is not known."""
-    facts = {node: _facts(lifted, region, node) for node in inputs}
+    facts = {node: _facts(lifted, region, node, asked.get(node)) for node in inputs}
     if any(f is None for f in facts.values()):
         return []
     strides = _strides(lifted, region, inputs)
@@ -215,8 +263,10 @@ def _probes(lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.
     return probes
 
 
-def _facts(lifted: LiftedGraph, region: Sequence[fx.Node], node: fx.Node) -> tuple[int, int, bool] | None:
-    """(rank, channels, whether channels come first) of a region's input."""
+def _facts(
+    lifted: LiftedGraph, region: Sequence[fx.Node], node: fx.Node, asked: AffineConv | None
+) -> tuple[int, int, bool] | None:
+    """(rank, channels, whether channels come first) of a region's input; `asked`: a map that is applied to it."""
     shape = lifted.context.shapes.of(node)
     for reader in region:
         op = lifted.op(reader)
@@ -225,20 +275,30 @@ def _facts(lifted: LiftedGraph, region: Sequence[fx.Node], node: fx.Node) -> tup
             if not isinstance(map_, Decline):
                 rank = len(shape) if shape is not None else op.axes + 2
                 return rank, map_.in_channels, op.axes > 0 or rank == 2
-    if shape is None or len(shape) < 2 or shape[1] is None:
-        return None
-    return len(shape), shape[1], True
+    if asked is not None:
+        rank = len(shape) if shape is not None else asked.axes + 2
+        return rank, asked.in_channels, asked.axes > 0 or rank == 2
+    for reader in region:
+        op = lifted.op(reader)
+        if isinstance(op, Normalised) and op.source is node:
+            return len(shape) if shape is not None else 4 if op.first else 3, op.channels, op.first
+    if shape is not None and len(shape) > 1 and shape[1] is not None:
+        return len(shape), shape[1], True
+    measured = asked is None and not any(user in region for user in node.users)
+    return (4, 1, True) if measured else None  # nothing but a size of it is read
 
 
 def _strides(lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> dict[fx.Node, int]:
     """How much larger each input is than the region's output, by the strides in between."""
-    scale: dict[fx.Node, int] = {}
+    scale: dict[fx.Node, Fraction] = {}
     for node in sorted(region, reverse=True):
-        own = scale.get(node, 1)
+        own = scale.get(node, Fraction(1))
         op = lifted.op(node)
         if isinstance(op, Affine) and op.axes:
             map_ = lifted.map_of(node, op.axes)
-            own *= 1 if isinstance(map_, Decline) else max(map_.stride)
+            own *= 1 if isinstance(map_, Decline) else Fraction(max((1, *map_.stride)), max((1, *map_.zoom)))
         for source in _read(lifted, node):
-            scale[source] = max(scale.get(source, 1), own)
-    return scale
+            scale[source] = max(scale.get(source, own), own)
+    given = [scale[node] for node in inputs if node in scale]
+    smallest = min(given, default=Fraction(1))
+    return {node: ceil(scale[node] / smallest) for node in inputs if node in scale}

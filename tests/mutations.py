@@ -40,6 +40,8 @@ SUITE = (
     "tests/passes",
     "tests/test_traps.py",
     "tests/test_serial.py",
+    "tests/test_transposed.py",
+    "tests/test_spellings.py",
     "tests/test_algebra_laws.py",
     "tests/test_unlisted_traps.py",
     "tests/test_fuzz_finds.py",
@@ -103,13 +105,13 @@ MUTANTS = (
     Mutant(
         "frame-guard-after-at-one-size-only",
         "repfx/serial.py",
-        "first_outside = inner.extent[axis] - max(_remainders(inner, axis)) + stride",
-        "first_outside = inner.extent[axis] - min(_remainders(inner, axis)) + stride",
+        "first_outside = inner.extent[axis] - max(_remainders(",
+        "first_outside = inner.extent[axis] - min(_remainders(",
     ),
     Mutant(
         "other-padding-modes-compose-freely",
         "repfx/serial.py",
-        "        if inner.is_pointwise and not inner.borders:\n            return None",
+        "        return _extended_otherwise(outer, inner)",
         "        return None",
     ),
     Mutant(
@@ -130,7 +132,104 @@ MUTANTS = (
         "before[axis] = border.before[axis] * stride - tap",
         "before[axis] = border.before[axis] - tap",
     ),
+    # --- spellings, transposed convolutions
+    Mutant(
+        "lerp-the-other-way",
+        "repfx/lifting/arithmetic.py",
+        "return Sum(((a, 1.0 - float(w)), (b, float(w))))",
+        "return Sum(((a, float(w)), (b, 1.0 - float(w))))",
+    ),
+    Mutant(
+        "matrix-read-by-rows",
+        "repfx/lifting/contractions.py",
+        "lambda: read().t(), (shape[1], shape[0]), None, 0, context)",
+        "lambda: read().reshape(shape[1], shape[0]), (shape[1], shape[0]), None, 0, context)",
+    ),
+    Mutant(
+        "addmm-forgets-beta",
+        "repfx/lifting/contractions.py",
+        "shift().reshape(-1) * beta",
+        "shift().reshape(-1)",
+    ),
+    Mutant(
+        "addcmul-forgets-its-value",
+        "repfx/spelling.py",
+        '{"alpha": value}',
+        '{"alpha": 1}',
+    ),
+    Mutant(
+        "moved-to-any-axis",
+        "repfx/lifting/reshaping.py",
+        "[there[i] for i in back] != list(range(rank))",
+        "len(there) != rank",
+    ),
+    Mutant(
+        "scale-of-a-value-it-only-looks-through",
+        "passes/fold_scales.py",
+        "op.axes != map_.axes or op.source is not node:",
+        "op.axes != map_.axes:",
+    ),
+    Mutant(
+        "transposed-kernel-not-flipped",
+        "repfx/makers.py",
+        "reshape(outputs, inputs // groups, *taps).flip(flipped)",
+        "reshape(outputs, inputs // groups, *taps)",
+    ),
+    Mutant(
+        "output-padding-lost",
+        "repfx/makers.py",
+        "2 * b + more - k for b, more, k",
+        "2 * b + 0 * more - k for b, more, k",
+    ),
+    Mutant(
+        "shuffled-scale-repeated-in-blocks",
+        "repfx/affine.py",
+        "Values(v.planes.repeat_interleave(times, 0), v.bias.repeat_interleave(times, 0))",
+        "Values(v.planes.repeat_interleave(times, 0), v.bias.repeat(times))",
+    ),
+    Mutant(
+        "transposed-and-wound-around",
+        "repfx/parallel.py",
+        "if map_.padding_mode != ZEROS:",
+        "if False and map_.padding_mode != ZEROS:",
+    ),
+    Mutant(
+        "circular-of-any-size",
+        "repfx/serial.py",
+        "keeps_size = inner.stride[axis] == 1 and inner.extent[axis] == -1",
+        "keeps_size = inner.stride[axis] == 1",
+    ),
+    Mutant(
+        "plane-one-pixel-short",
+        "repfx/serial.py",
+        "length = min(max(0, least), most)",
+        "length = min(max(0, least - 1), most)",
+    ),
+    Mutant(
+        "border-window-on-a-short-plane",
+        "repfx/serial.py",
+        "first_outside < before + longer",
+        "first_outside < before",
+    ),
+    Mutant(
+        "shift-before-a-transposed-convolution",
+        "repfx/serial.py",
+        "if outer.is_zoomed and (inner.biased or inner.borders):",
+        "if outer.is_zoomed and inner.borders:",
+    ),
     # --- repfx/parallel.py
+    Mutant(
+        "planes-of-any-size-unite",
+        "repfx/parallel.py",
+        "groups.setdefault((border.free, border.longer), [])",
+        "groups.setdefault((border.free, (0,) * len(border.free)), [])",
+    ),
+    Mutant(
+        "different-zooms-add",
+        "repfx/parallel.py",
+        "if part.zoom != first.zoom:",
+        "if False and part.zoom != first.zoom:",
+    ),
     Mutant(
         "sum-sign",
         "repfx/parallel.py",
@@ -205,7 +304,13 @@ MUTANTS = (
         "            y = y + border(sizes, y.shape[2:])",
         "            y = y + 0 * border(sizes, y.shape[2:])",
     ),
-    Mutant("border-one-pixel-large", "repfx/modules.py", "(places < inputs[axis])", "(places <= inputs[axis])"),
+    Mutant("border-one-pixel-large", "repfx/modules.py", "(places < size)", "(places <= size)"),
+    Mutant(
+        "border-as-large-as-the-input",
+        "repfx/modules.py",
+        "self.longer[axis] if self.longer else 0",
+        "0 if self.longer else 0",
+    ),
     Mutant("border-forgets-the-stride", "repfx/modules.py", "[:, None] * self.stride[axis]", "[:, None]"),
     Mutant(
         "border-map-kept-too-long",
@@ -252,6 +357,50 @@ MUTANTS = (
         "_sub: Rule = lambda node, context: _sum(node, context, 1.0)",
     ),
     Mutant("mean-is-sum", "repfx/lifting/arithmetic.py", "weight = 1.0 / len(values) if mean else 1.0", "weight = 1.0"),
+    Mutant(
+        "clipped-padding-sums-to-one",
+        "repfx/lifting/convolutions.py",
+        "if divisor is not None or (count and any(pads)):",
+        "if divisor is not None:",
+    ),
+    # --- repfx/lifting/resampling.py, repfx/absorbing.py
+    Mutant(
+        "one-pixel-by-the-example",
+        "repfx/lifting/resampling.py",
+        "    shape = context.structure.of(source)\n    return shape is not None and len(shape) > 2",
+        "    shape = context.shapes.of(source)\n    return shape is not None and len(shape) > 2",
+    ),
+    Mutant(
+        "mean-over-channels-is-a-resampling",
+        "repfx/lifting/resampling.py",
+        "if 1 not in gone and rank > 2:",
+        "if rank > 2:",
+    ),
+    Mutant(
+        "any-batch-is-the-batch",
+        "repfx/lifting/resampling.py",
+        "return any(value in same for value in batches(read[0], context.root, context.whole))",
+        "return True",
+    ),
+    Mutant(
+        "resampled-value-is-the-old-one",
+        "repfx/rewriting.py",
+        "lambda n: value if n is op.source else n",
+        "lambda n: n",
+    ),
+    Mutant(
+        "readers-after-a-resampling-take-nothing",
+        "repfx/absorbing.py",
+        "merged = applied(outer, over(map_, seen))",
+        "merged = outer if seen != axes else applied(outer, over(map_, seen))",
+    ),
+    Mutant(
+        "views-that-name-channels-move",
+        "repfx/ops.py",
+        "return not self.pinned or map_.in_channels == map_.out_channels",
+        "return True",
+    ),
+    Mutant("norm-keeps-its-scale-too", "repfx/rewriting.py", "function, arguments = op.plain", "return node"),
     # --- repfx/regions.py, repfx/rewriting.py, repfx/constants.py
     Mutant(
         "factors-of-a-sum-ignored",
@@ -325,8 +474,8 @@ MUTANTS = (
     Mutant(
         "one-pixel-pool-is-nothing",
         "repfx/lifting/convolutions.py",
-        "    if one_pixel and divisor in (None, 1) and",
-        "    if one_pixel and",
+        "    if one_pixel and divisor in (None, 1):",
+        "    if one_pixel:",
     ),
     Mutant("dtypes-mix", "repfx/lifting/__init__.py", "    if foreign is not None:", "    if False:"),
     Mutant(

@@ -16,6 +16,7 @@ from repfx.emission import emit
 from repfx.form import form_of
 from repfx.makers import pad_constant, pixel_unshuffle, pointwise
 from repfx.modules import BorderTerm, ExtendedConv2d
+from repfx.parallel import add
 from repfx.serial import compose
 from tests import hostile, twins
 from tests.twins import DOUBLE, assert_computes, chained
@@ -106,6 +107,84 @@ def test_dropping_it_is_wrong(name: str) -> None:
 
     _, wrong = twins.disagreement(chained(*parts), run, map_.in_channels, SIZES[map_.axes])
     assert "relative error" in wrong
+
+
+RESIZED = {
+    "padded too far, then padded": (
+        twins.conv(3, 3, (3, 3), before=2), twins.conv(3, 2, (3, 3), before=1), (2, 2),
+    ),
+    "padded by an operation of its own": (
+        twins.norm(3, 2), twins.Twin(pad_constant(3, (1, 1), (1, 1), 0.0), lambda x: F.pad(x, (1, 1, 1, 1))),
+        twins.norm(3, 2, seed=4), twins.conv(3, 2, (3, 3), before=1), (2, 2),
+    ),
+    "cropped behind, shifted, padded before": (
+        twins.Twin(pad_constant(3, (0, 0), (-1, -1), 0.0), lambda x: F.pad(x, (0, -1, 0, -1))),
+        twins.norm(3, 2), twins.conv(3, 2, (3, 5), before=(1, 2), after=0), (-1, -1),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESIZED)
+def test_a_plane_of_ones_is_as_large_as_the_map_in_between(name: str) -> None:
+    *parts, longer = RESIZED[name]
+    map_ = merged(*parts)
+    assert longer in {border.longer for border in map_.borders}
+    assert_computes(map_, chained(*parts), twins.PLANES, name)
+
+
+class Resized(nn.Module):
+    """A biased convolution that enlarges the map, and a padded one behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(4, 4, 3, padding=2, groups=4)
+        self.narrow = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow(self.wide(x))
+
+
+def test_an_enlarged_plane_survives_compiling_again_and_exporting() -> None:
+    original = hostile.prepared(Resized(), 0)
+    fused = repfx.reparameterize(original)
+    again = repfx.reparameterize(fused)
+    (term,) = (m for m in again.modules() if isinstance(m, BorderTerm))
+    assert term.longer == (2, 2)
+    assert "longer=(2, 2)" in repr(term)
+    assert sum(isinstance(m, nn.Conv2d) for m in again.modules()) == 1
+    generator = torch.Generator().manual_seed(0)
+    for compiled in (fused, again, pickle.loads(pickle.dumps(fused))):
+        assert hostile.assert_same_everywhere(original, compiled, 4, hostile.SIZES, generator) == len(hostile.SIZES)
+    for parameter in fused.parameters():
+        parameter.requires_grad_(False)
+    size = {2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)}
+    program = torch.export.export(fused, (torch.randn(1, 4, 9, 12).double(),), dynamic_shapes=(size,)).module()
+    x = torch.randn(1, 4, 5, 14).double()
+    with torch.no_grad():
+        assert hostile.relative_error(original(x), program(x)) <= hostile.TOLERANCE
+
+
+def test_a_term_pickled_before_planes_had_sizes_still_loads() -> None:
+    term = BorderTerm(torch.randn(2, 3, 3), (1, 1), (1, 1), (False, False))
+    want = term((5, 4), (5, 4))
+    state = pickle.dumps(term)
+    del term.__dict__["longer"]
+    old = pickle.loads(pickle.dumps(term))
+    assert torch.equal(old((5, 4), (5, 4)), want)
+    assert torch.equal(pickle.loads(state)((5, 4), (5, 4)), want)
+    assert list(old.state_dict()) == ["weight"]
+
+
+def test_terms_on_different_planes_stay_apart() -> None:
+    """A sum holds one term per plane of ones: they cannot be added tap by tap."""
+    one = merged(twins.conv(2, 2, (3, 3), before=2, seed=1), twins.conv(2, 2, (3, 3), before=1, seed=2))
+    other = merged(twins.norm(2, 2), twins.conv(2, 2, (5, 5), before=3, seed=3))
+    total = add([one, other])
+    assert isinstance(total, AffineConv)
+    assert sorted(border.longer for border in total.borders) == [(0, 0), (2, 2)]
+    first = chained(twins.conv(2, 2, (3, 3), before=2, seed=1), twins.conv(2, 2, (3, 3), before=1, seed=2))
+    second = chained(twins.norm(2, 2), twins.conv(2, 2, (5, 5), before=3, seed=3))
+    assert_computes(total, lambda x: first(x) + second(x), SIZES[2])
 
 
 VANISHES = {

@@ -32,7 +32,26 @@ class InPlace(nn.Module):
         return {"map": torch.cat([right, left], 1), "mean": y.mean((2, 3))}
 
 
-@pytest.mark.parametrize("model", [tiny(), InPlace().eval()], ids=["tiny", "in place"])
+class Upsampling(nn.Module):
+    """Transposed convolutions, a shuffle, a matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 8, 2, 2)
+        self.norm, self.last = nn.BatchNorm2d(8), nn.BatchNorm2d(2)
+        self.mix = nn.Conv2d(8, 8, 1)
+        self.weight = nn.Parameter(torch.eye(4, 5))
+        self.head = nn.Linear(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.flip(self.norm(self.up(x)), [1])
+        y = self.last(F.pixel_shuffle(self.mix(torch.relu(y)), 2))
+        return self.head(torch.relu(y).mean((2, 3))) @ self.weight
+
+
+@pytest.mark.parametrize(
+    "model", [tiny(), InPlace().eval(), Upsampling().eval()], ids=["tiny", "in place", "upsampling"]
+)
 def test_a_program_computes_and_compiles_like_its_module(model: nn.Module) -> None:
     repfx.randomize_statistics(model)
     batch = {0: torch.export.Dim("batch", min=1)}

@@ -18,7 +18,7 @@ from passes import DEFAULT_PASSES
 from repfx.affine import AffineConv
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph
-from repfx.protocol import Add, Apply, Cat, Expr, Pass, Proposal, Ref, Shared
+from repfx.protocol import Add, Apply, Cat, Expr, Pass, Plain, Proposal, Ref, Shared, Then, Through
 from repfx.values import Values
 from tests import hostile
 from tests.compiling import Net, conv
@@ -44,6 +44,10 @@ FIRES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: Net(lambda s, x: s.n(s.a(torch.relu(x)) + s.b(torch.tanh(x))), a=conv(4, 4), b=conv(4, 4, 1), n=BN(4)),
         IMAGE,
     ),
+    "fold_through_shuffle": (
+        lambda: Net(lambda s, x: s.n(s.p(s.a(x))), a=conv(4, 8), p=nn.PixelShuffle(2), n=BN(2)),
+        IMAGE,
+    ),
     "collapse_sums": (lambda: Net(lambda s, x: s.a(x) + s.b(x) + x, a=conv(4, 4), b=conv(4, 4, 1)), IMAGE),
     "average_heads": (lambda: Net(lambda s, x: (s.a(x) + s.b(x)) / 2, a=nn.Linear(4, 3), b=nn.Linear(4, 3)), ()),
     "collapse_concats": (lambda: Net(chunked, a=conv(2, 2, groups=2), b=conv(2, 2, (1, 5), groups=2)), IMAGE),
@@ -51,6 +55,11 @@ FIRES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: Net(lambda s, x: torch.relu(s.a(x)) * s.b(x), a=conv(4, 4, 1), b=conv(4, 4, 1)),
         IMAGE,
     ),
+    "commute_resampling": (
+        lambda: Net(lambda s, x: s.n(s.u(s.a(x))), a=conv(4, 4), u=nn.Upsample(scale_factor=2), n=BN(4)),
+        IMAGE,
+    ),
+    "fold_norm_affine": (lambda: Net(lambda s, x: s.a(s.n(x)), n=nn.GroupNorm(2, 4), a=conv(4, 3, 1)), IMAGE),
     "carry_permutations": (
         lambda: Net(picked, a=conv(4, 4), b=conv(4, 3, 1), i=torch.tensor([2, 0, 3, 1])),
         IMAGE,
@@ -100,12 +109,16 @@ def _off(expr: Expr, rule: str, shared: dict[int, AffineConv]) -> Expr:
             return Apply(one_percent_off(map_), value)
         case Shared(map=map_):
             return replace(expr, map=shared.setdefault(id(map_), one_percent_off(map_)))
+        case Then(map=map_, value=value):
+            return Then(one_percent_off(map_), value)
+        case Through(value=value):
+            return replace(expr, value=_off(value, rule, shared))
         case Add(values=values) | Cat(values=values):
             return replace(expr, values=tuple(_off(v, rule, shared) for v in values))
         case Ref(node=node) if rule == "drop_noops":  # x instead of dropout(1.01 x)
             (before, *_) = node.all_input_nodes
             return Ref(before)
-        case Ref():
+        case Ref() | Plain():
             return expr
 
 

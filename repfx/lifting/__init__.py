@@ -8,24 +8,43 @@ but not affine here (a batch norm that uses batch statistics, a pooling that cli
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from torch import fx
 
-from repfx.lifting import arithmetic, assigning, convolutions, norms, rearranging, reshaping
+from repfx.lifting import arithmetic, assigning, contractions, convolutions, norms, rearranging, resampling, reshaping
 from repfx.lifting.context import Context
 from repfx.ops import Constant, Input, Op, Opaque
 
 __all__ = ["Context", "lift"]
 
-_MODULES = convolutions.MODULES | norms.MODULES | rearranging.MODULES | arithmetic.MODULES
-_FUNCTIONS = (
-    convolutions.FUNCTIONS
-    | norms.FUNCTIONS
-    | rearranging.FUNCTIONS
-    | reshaping.FUNCTIONS
-    | arithmetic.FUNCTIONS
-    | assigning.FUNCTIONS
+_Rule = Callable[[fx.Node, Context], Op | None]
+
+
+def _in_turn(*tables: Mapping[Any, _Rule]) -> dict[Any, tuple[_Rule, ...]]:
+    """The rules of all tables for each target, those of the first table first; the first that knows says what it is."""
+    merged: dict[Any, tuple[_Rule, ...]] = {}
+    for table in tables:
+        for target, rule in table.items():
+            merged[target] = (*merged.get(target, ()), rule)
+    return merged
+
+
+_MODULES = convolutions.MODULES | norms.MODULES | rearranging.MODULES | arithmetic.MODULES | resampling.MODULES
+_FUNCTIONS = _in_turn(
+    assigning.FUNCTIONS,
+    arithmetic.FUNCTIONS,
+    reshaping.FUNCTIONS,
+    rearranging.FUNCTIONS,
+    norms.FUNCTIONS,
+    contractions.FUNCTIONS,
+    convolutions.FUNCTIONS,
+    resampling.FUNCTIONS,  # last: it reads what the others leave
 )
-_METHODS = rearranging.METHODS | reshaping.METHODS | arithmetic.METHODS
+_METHODS = _in_turn(
+    contractions.METHODS, arithmetic.METHODS, reshaping.METHODS, rearranging.METHODS, resampling.METHODS
+)
 
 
 def lift(node: fx.Node, context: Context) -> Op:
@@ -50,10 +69,10 @@ def lift(node: fx.Node, context: Context) -> Op:
                     return rule(node, module, context) or Opaque()
             return Opaque()
         case "call_function":
-            named = _FUNCTIONS.get(node.target) or _FUNCTIONS.get(getattr(node.target, "__name__", ""))
-            return (named(node, context) if named else None) or Opaque()
+            rules = _FUNCTIONS.get(node.target) or _FUNCTIONS.get(getattr(node.target, "__name__", ""), ())
+            return next((op for rule in rules if (op := rule(node, context)) is not None), Opaque())
         case "call_method":
-            method = _METHODS.get(str(node.target))
-            return (method(node, context) if method else None) or Opaque()
+            rules = _METHODS.get(str(node.target), ())
+            return next((op for rule in rules if (op := rule(node, context)) is not None), Opaque())
         case _:
             return Opaque()

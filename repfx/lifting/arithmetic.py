@@ -1,7 +1,7 @@
 """Sums, differences, scalings, means, in every spelling; and the operations that act channel by channel.
 
 `a + b`, `torch.add`, `a += b`, `sum([a, b])` (which begins with 0 +), `torch.stack(xs).sum(0)`,
-`(a + b) / 2`, `0.5 * a + 0.5 * b`, `torch.mean(torch.stack(xs), 0)` are one thing.
+`(a + b) / 2`, `0.5 * a + 0.5 * b`, `torch.mean(torch.stack(xs), 0)`, `torch.lerp(a, b, 0.5)` are one thing.
 """
 
 from __future__ import annotations
@@ -83,10 +83,12 @@ def _by_constant(
         return None
     rank = context.shapes.rank(value)
     channels = max(shape, default=1)
+    sizes = context.shapes.of(value) or ()
+    spread = any(own == 1 != wanted for own, wanted in zip(reversed(sizes), reversed(shape)))
+    if rank is not None and (len(shape) > rank or spread):
+        return context.declined(node, "spreads a value over a constant of more axes or larger size")
     if sum(s != 1 for s in shape) > 1:
         return context.declined(node, "its constant varies over the image; that is no single value per channel")
-    if rank is not None and len(shape) > rank:
-        return context.declined(node, "its constant has more axes than the value; it broadcasts the value")
     if rank is None and len(shape) > 1 and (channels == 1 or shape[-1] != 1):
         fact = f"its constant has {len(shape)} axes; whether its value has as many is not known"
         return context.declined(node, fact, "pass example_inputs", Reason.UNKNOWN_FACT)
@@ -159,7 +161,7 @@ def _channelwise_operands(a: fx.Node, b: fx.Node, context: Context) -> tuple[fx.
 
 
 def _reduced(node: fx.Node, context: Context, *, mean: bool) -> Op | None:
-    """sum or mean: over a stack of values, or over the spatial axes (then channel by channel)."""
+    """sum or mean: over a stack of values; a sum over the spatial axes is channel by channel."""
     source, dims = argument(node, 0, "input"), argument(node, 1, "dim")
     keep = argument(node, 2, "keepdim", False)
     if not isinstance(source, fx.Node) or argument(node, 3, "dtype") is not None:
@@ -172,6 +174,8 @@ def _reduced(node: fx.Node, context: Context, *, mean: bool) -> Op | None:
                 weight = 1.0 / len(values) if mean else 1.0
                 return Sum(tuple((v, weight) for v in values))
             return None
+    if mean:
+        return None  # over positions: see resampling
     rank = context.shapes.rank(source)
     wanted = (dims,) if isinstance(dims, int) else dims
     if rank is None or not isinstance(wanted, tuple | list) or not all(isinstance(d, int) for d in wanted):
@@ -185,11 +189,43 @@ def _stacked(node: fx.Node) -> tuple[tuple[fx.Node, ...], int] | None:
     if node.op != "call_function" or getattr(node.target, "__name__", "") != "stack" or len(node.users) != 1:
         return None
     parts, dim = argument(node, 0, "tensors"), argument(node, 1, "dim", 0)
-    if not isinstance(parts, tuple | list) or not isinstance(dim, int) or dim < 0:
+    if not isinstance(parts, tuple | list) or not isinstance(dim, int):
         return None
     if not all(isinstance(p, fx.Node) for p in parts):
         return None
     return tuple(p for p in parts if isinstance(p, fx.Node)), dim
+
+
+def _reversed_difference(node: fx.Node, context: Context) -> Op | None:
+    """torch.rsub(a, b, alpha) = b - alpha a."""
+    a, b, alpha = argument(node, 0, "input"), argument(node, 1, "other"), argument(node, 2, "alpha", 1)
+    if not isinstance(a, fx.Node) or not isinstance(alpha, int | float):
+        return None
+    if isinstance(b, fx.Node) and not context.constants.is_constant(b):
+        if context.constants.is_constant(a) or not _same_shape(a, b, context):
+            return Opaque()
+        return Sum(((b, 1.0), (a, -float(alpha))))
+    if isinstance(b, int | float):
+        return Sum(((a, -float(alpha)),), shift=float(b))
+    return _by_constant(node, a, context, None, b, -float(alpha), 1.0)
+
+
+def _interpolated(node: fx.Node, context: Context) -> Op | None:
+    """torch.lerp(a, b, w) = (1 - w) a + w b, for a number w; a tensor is written out by `repfx.spelling`."""
+    a, b, w = argument(node, 0, "input"), argument(node, 1, "end"), argument(node, 2, "weight")
+    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
+        return None
+    values = [v for v in (a, b) if not context.constants.is_constant(v)]
+    if not isinstance(w, int | float):
+        return context.declined(node, "its weight is no number, and what it mixes cannot take it up")
+    if len(values) != 2 or not _same_shape(a, b, context):
+        return context.declined(node, "mixes a value with something of another shape")
+    return Sum(((a, 1.0 - float(w)), (b, float(w))))
+
+
+def _accumulated(node: fx.Node, context: Context) -> Op | None:
+    """torch.addcmul and addcdiv: where they fold, `repfx.spelling` has written them out."""
+    return context.declined(node, "multiplies two values, or one that cannot take the factor up")
 
 
 def _negated(node: fx.Node, context: Context) -> Op | None:
@@ -227,13 +263,13 @@ _mean: Rule = lambda node, context: _reduced(node, context, mean=True)  # noqa: 
 
 _CHANNELWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.Tanh,
-    nn.Mish, nn.Softplus, nn.Hardtanh, nn.SELU, nn.CELU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool3d, nn.Upsample,
+    nn.Mish, nn.Softplus, nn.Hardtanh, nn.SELU, nn.CELU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
+    nn.AdaptiveMaxPool2d,
 )  # fmt: skip
 _CHANNELWISE_FUNCTIONS = (
     F.relu, F.relu6, F.gelu, F.silu, F.sigmoid, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.tanh, F.mish,
     F.softplus, F.hardtanh, F.selu, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.exp, torch.sqrt,
-    torch.abs, torch.square, torch.erf, F.adaptive_avg_pool2d, F.interpolate,
+    torch.abs, torch.square, torch.erf,
 )  # fmt: skip
 
 MODULES: dict[type[nn.Module], Callable[[fx.Node, Any, Context], Op | None]] = {
@@ -244,24 +280,24 @@ MODULES: dict[type[nn.Module], Callable[[fx.Node, Any, Context], Op | None]] = {
 FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys(_CHANNELWISE_FUNCTIONS, _elementwise),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), _add),
-    **dict.fromkeys((operator.sub, operator.isub, torch.sub), _sub),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul), _mul),
-    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), _div),
-    operator.neg: _negated,
-    torch.neg: _negated,
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub, torch.subtract), _sub),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply), _mul),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide), _div),
+    **dict.fromkeys((operator.neg, torch.neg, torch.negative), _negated),
+    torch.rsub: _reversed_difference,
+    torch.lerp: _interpolated,
+    **dict.fromkeys((torch.addcmul, torch.addcdiv), _accumulated),
     torch.sum: _total,
     torch.mean: _mean,
 }
 METHODS: dict[str, Rule] = {
-    "add": _add,
-    "add_": _add,
-    "sub": _sub,
-    "sub_": _sub,
-    "mul": _mul,
-    "mul_": _mul,
-    "div": _div,
-    "div_": _div,
-    "neg": _negated,
+    **dict.fromkeys(("add", "add_", "__add__", "__radd__"), _add),
+    **dict.fromkeys(("sub", "sub_", "subtract", "__sub__"), _sub),
+    **dict.fromkeys(("mul", "mul_", "multiply", "__mul__", "__rmul__"), _mul),
+    **dict.fromkeys(("div", "div_", "divide", "true_divide", "__truediv__"), _div),
+    **dict.fromkeys(("neg", "negative"), _negated),
+    "lerp": _interpolated,
+    **dict.fromkeys(("addcmul", "addcdiv"), _accumulated),
     "sum": _total,
     "mean": _mean,
     **dict.fromkeys(("relu", "sigmoid", "tanh", "clamp", "exp", "sqrt", "abs", "square"), _elementwise),

@@ -26,6 +26,10 @@ class Context:
     shapes: Shapes
     whole: set[str] = field(default_factory=set)  # islands and excluded modules: never lifted
     sure: Shapes | None = None  # shapes that hold for every input size, where `shapes` knows an example's
+    structure: Shapes = field(init=False)  # what holds for every input: no example has a say
+
+    def __post_init__(self) -> None:
+        self.structure = Shapes(self.root, self.constants.shape)
 
     @cached_property
     def home(self) -> torch.dtype | None:

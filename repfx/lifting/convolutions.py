@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repfx import makers
-from repfx.affine import AffineConv
+from repfx.affine import AffineConv, Border
 from repfx.decline import Decline, Reason
 from repfx.lifting.context import Context, argument, tuple_of
 from repfx.modules import BorderTerm, _Extended
-from repfx.ops import Affine, Alias, Op, Opaque
+from repfx.ops import Affine, Alias, Op, Opaque, Resampling, Resolution
 from repfx.values import leaf
 
 Rule = Callable[[fx.Node, Any, Context], Op | None]
@@ -72,9 +73,69 @@ def _conv_module(node: fx.Node, module: Any, context: Context) -> Op | None:
         padding_mode=module.pad_mode if extended and pads else module.padding_mode,
     )
     if extended:
+        map_ = replace(map_, laps=module.laps)
         terms = [b for b in module.borders if isinstance(b, BorderTerm)]
-        map_ = makers.with_borders(map_, [(b.before, b.free, b.weight) for b in terms])
+        map_ = makers.with_borders(map_, [(_border_of(b), b.weight) for b in terms])
     return fixed(argument(node, 0, "input"), map_)
+
+
+def _border_of(term: BorderTerm) -> Border:
+    return Border(tuple(term.weight.shape[1:]), term.before, term.free, term.longer)
+
+
+def _transposed_module(node: fx.Node, module: Any, context: Context) -> Op | None:
+    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    if not any(type(module).forward is kind.forward for kind in kinds):
+        return context.declined(node, f"{type(module).__name__} overrides the convolution's forward")
+    if argument(node, 1, "output_size") is not None:
+        return context.declined(node, "is told its output size, from which its padding follows")
+    map_ = makers.from_transposed(
+        _weight_of(module),
+        None if module.bias is None else lambda: leaf(module.bias),
+        shape=module.weight.shape,
+        groups=module.groups,
+        stride=module.stride,
+        padding=module.padding,
+        output_padding=module.output_padding,
+        dilation=module.dilation,
+    )
+    return fixed(argument(node, 0, "input"), map_)
+
+
+def _transposed_function(axes: int) -> Callable[[fx.Node, Context], Op | None]:
+    def rule(node: fx.Node, context: Context) -> Op | None:
+        weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
+        read, shape = context.tensor(weight), context.constants.shape(weight) if isinstance(weight, fx.Node) else None
+        if read is None:
+            return context.declined(node, "its weight depends on the input")
+        if bias is not None and context.tensor(bias) is None:
+            return context.declined(node, "its bias depends on the input")
+        if shape is None:
+            return context.declined(node, "the shape of its weight is not known", reason=Reason.UNKNOWN_FACT)
+        stride, dilation = (
+            tuple_of(argument(node, 3, "stride", 1), axes),
+            tuple_of(argument(node, 7, "dilation", 1), axes),
+        )
+        padding, more = (tuple_of(argument(node, *place), axes) for place in _TRANSPOSED_PADDING)
+        groups = argument(node, 6, "groups", 1)
+        if stride is None or dilation is None or padding is None or more is None or not isinstance(groups, int):
+            return context.declined(node, "its stride, padding, dilation or groups depend on the input's size")
+        map_ = makers.from_transposed(
+            read,
+            None if bias is None else context.tensor(bias),
+            shape=shape,
+            groups=groups,
+            stride=stride,
+            padding=padding,
+            output_padding=more,
+            dilation=dilation,
+        )
+        return fixed(argument(node, 0, "input"), map_)
+
+    return rule
+
+
+_TRANSPOSED_PADDING = ((4, "padding", 0), (5, "output_padding", 0))
 
 
 def _module_padding(module: Any, axes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -107,8 +168,10 @@ def _conv_function(axes: int) -> Callable[[fx.Node, Context], Op | None]:
         bias = argument(node, 2, "bias")
         shape = context.constants.shape(weight) if isinstance(weight, fx.Node) else None
         read = context.tensor(weight)
-        if read is None or (bias is not None and context.tensor(bias) is None):
+        if read is None:
             return context.declined(node, "its weight depends on the input")
+        if bias is not None and context.tensor(bias) is None:
+            return context.declined(node, "its bias depends on the input")
         if shape is None:
             return context.declined(node, "the shape of its weight is not known", reason=Reason.UNKNOWN_FACT)
         stride = tuple_of(argument(node, 3, "stride", 1), axes)
@@ -143,8 +206,10 @@ def _linear_function(node: fx.Node, context: Context) -> Op | None:
     weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
     read = context.tensor(weight)
     shape = context.constants.shape(weight) if isinstance(weight, fx.Node) else None
-    if read is None or (bias is not None and context.tensor(bias) is None):
+    if read is None:
         return context.declined(node, "its weight depends on the input")
+    if bias is not None and context.tensor(bias) is None:
+        return context.declined(node, "its bias depends on the input")
     if shape is None or len(shape) != 2:
         return context.declined(node, "the shape of its weight is not known", reason=Reason.UNKNOWN_FACT)
     return fixed(
@@ -161,25 +226,30 @@ def _pool(
     sizes = tuple_of(kernel, axes)
     steps = sizes if stride is None or stride == [] else tuple_of(stride, axes)
     pads = tuple_of(padding, axes)
-    through = (source,) if isinstance(source, fx.Node) else ()
-    if sizes is None or steps is None or pads is None:
-        return Opaque(inputs=through)
+    if not isinstance(source, fx.Node) or sizes is None or steps is None or pads is None:
+        return Opaque(inputs=(source,) if isinstance(source, fx.Node) else ())
     one_pixel = all(k == 1 for k in sizes) and all(s == 1 for s in steps) and not any(pads)
-    if one_pixel and divisor in (None, 1) and isinstance(source, fx.Node):
+    if one_pixel and divisor in (None, 1):
         return Alias(source)
-    if ceil:
-        declined = context.declined(node, "averages over clipped windows at the border (ceil_mode)")
-        return Opaque(declined.decline, through)
+    fact = ""
     if not count and any(pads):
-        declined = context.declined(node, "divides by the number of pixels inside (count_include_pad=False)")
-        return Opaque(declined.decline, through)
+        fact = "divides by the number of pixels inside (count_include_pad=False)"
+    if ceil:
+        fact = "averages over clipped windows at the border (ceil_mode)"
+    if fact:
+        declined = context.declined(node, fact).decline
+        if divisor is not None or (count and any(pads)):
+            return Opaque(declined, (source,))  # some rows do not sum to one
+        shrinks = all(2 * p < k for p, k in zip(pads, sizes))  # else a map of one pixel may grow
+        resolution = Resolution.LOWER if shrinks else Resolution.UNKNOWN
+        return Resampling(source, lambda n: n if n == axes else None, resolution, first=True, decline=declined)
 
     def build(_: int, channels: int | None) -> AffineConv | Decline:
         if channels is None:
             return Decline(Reason.UNKNOWN_FACT, "its channel count is not known", remedy="pass example_inputs")
         return makers.pool_average(channels, sizes, steps, pads, divisor if isinstance(divisor, int) else None)
 
-    return Affine(source, axes, build) if isinstance(source, fx.Node) else None
+    return Affine(source, axes, build)
 
 
 def _pool_module(node: fx.Node, module: Any, context: Context) -> Op | None:
@@ -219,8 +289,10 @@ def _padded(node: fx.Node, context: Context, pads: object, mode: str, value: obj
         axes = rank - 2
     before = tuple(reversed(numbers[0::2]))
     after = tuple(reversed(numbers[1::2]))
+    if mode != "constant" and min(numbers) < 0:
+        return context.declined(node, "pads and crops, the crop first; that is no extension of its input")
     if mode != "constant":
-        return _padded_by(source, axes, before, after, {"replicate": "replicate"}.get(mode, mode))
+        return _padded_by(source, axes, before, after, mode)
     if not isinstance(value, int | float | None):
         return context.declined(node, "its pad value depends on the input")
     constant = float(value or 0)
@@ -280,17 +352,14 @@ MODULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _conv_module,
     nn.Conv3d: _conv_module,
     nn.Linear: _linear_module,
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed_module),
     nn.AvgPool1d: _pool_module,
     nn.AvgPool2d: _pool_module,
     nn.AvgPool3d: _pool_module,
-    nn.ConstantPad1d: _pad_module("constant"),
-    nn.ConstantPad2d: _pad_module("constant"),
-    nn.ConstantPad3d: _pad_module("constant"),
-    nn.ReflectionPad1d: _pad_module("reflect"),
-    nn.ReflectionPad2d: _pad_module("reflect"),
-    nn.ReplicationPad1d: _pad_module("replicate"),
-    nn.ReplicationPad2d: _pad_module("replicate"),
-    nn.CircularPad2d: _pad_module("circular"),
+    nn.modules.padding._ConstantPadNd: _pad_module("constant"),
+    nn.modules.padding._ReflectionPadNd: _pad_module("reflect"),
+    nn.modules.padding._ReplicationPadNd: _pad_module("replicate"),
+    nn.modules.padding._CircularPadNd: _pad_module("circular"),
     nn.PixelUnshuffle: _unshuffle,
 }
 FUNCTIONS: dict[Any, Callable[[fx.Node, Context], Op | None]] = {
@@ -298,8 +367,12 @@ FUNCTIONS: dict[Any, Callable[[fx.Node, Context], Op | None]] = {
     F.conv2d: _conv_function(2),
     F.conv3d: _conv_function(3),
     F.linear: _linear_function,
+    F.conv_transpose1d: _transposed_function(1),
+    F.conv_transpose2d: _transposed_function(2),
+    F.conv_transpose3d: _transposed_function(3),
     F.avg_pool1d: _pool_function(1),
     F.avg_pool2d: _pool_function(2),
+    F.avg_pool3d: _pool_function(3),
     F.pad: _pad_function,
     F.pixel_unshuffle: _unshuffle_function,
 }

@@ -15,10 +15,11 @@ from repfx import makers
 from repfx.affine import AffineConv
 from repfx.decline import Decline, Reason
 from repfx.incidence import Ints
+from repfx.inplace import is_size
 from repfx.lifting.context import Context, argument, place_of
 from repfx.modules import ChannelOrder, ChannelSlice
 from repfx.ops import Affine, Alias, Concat, Op, Opaque
-from repfx.shapes import part_sizes
+from repfx.shapes import SPLITS, part_sizes, split_dim
 
 
 def selected(
@@ -29,6 +30,8 @@ def selected(
     `total`, the size along `dim`, must hold for every input; it does where the code itself has `given` it.
     """
     rank = context.shapes.rank(source)
+    if rank is not None and dim < 0:
+        dim %= rank
     first = dim == 1
     last = dim == -1 or (rank is not None and dim == rank - 1)
     if not first and not last:
@@ -65,17 +68,19 @@ def _dropout_function(node: fx.Node, context: Context) -> Op | None:
 
 
 def _contiguous(node: fx.Node, context: Context) -> Op | None:
-    return _identity(node) if len(node.args) == 1 and not node.kwargs else None
+    if len(node.args) == 1 and not node.kwargs:
+        return _identity(node)
+    return context.declined(node, "changes the memory format, which is not part of a map")
 
 
 def _part_of_split(node: fx.Node, source: fx.Node, index: int, context: Context) -> Op | None:
     name = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
-    if name not in ("chunk", "split", "split_with_sizes"):
+    if name not in SPLITS:
         return None
     value = source.args[0] if source.args else source.kwargs.get("input", source.kwargs.get("tensor"))
     if not isinstance(value, fx.Node):
         return None
-    dim = argument(source, 2, "dim", 0)
+    dim = split_dim(source, name)
     if not isinstance(dim, int):
         return None
     rank = context.shapes.rank(value)
@@ -106,6 +111,8 @@ def _getitem(node: fx.Node, context: Context) -> Op | None:
         return None
     items = item if isinstance(item, tuple) else (item,)
     rank = context.shapes.rank(source)
+    if Ellipsis not in items and sum(isinstance(i, fx.Node | list) for i in items) == 1:
+        return _at_indices(node, source, list(items), context)
     if Ellipsis in items:
         if rank is None:
             return None
@@ -129,6 +136,28 @@ def _getitem(node: fx.Node, context: Context) -> Op | None:
     if rank is None or rank < 3 or min(used) < 2:
         return None
     return _cropped(source, rank - 2, slices[2:])
+
+
+def _at_indices(node: fx.Node, source: fx.Node, items: list[Any], context: Context) -> Op | None:
+    """x[:, index], x[:, [2, 0, 1]]: whole slices and one index."""
+    dim = next(i for i, item in enumerate(items) if not isinstance(item, slice))
+    if any(item != slice(None) for i, item in enumerate(items) if i != dim):
+        return None
+    index, total, rank = items[dim], context.shapes.size(source, dim), context.shapes.rank(source)
+    if (dim != 1 and (dim == 0 or rank is None or dim != rank - 1)) or (isinstance(index, fx.Node) and is_size(index)):
+        return None
+    if isinstance(index, fx.Node) and not context.constants.is_constant(index):
+        return context.declined(node, "its index depends on the input")
+    if total is None:
+        return context.declined(
+            node, "indexes a value whose channel count is not known", "pass example_inputs", Reason.UNKNOWN_FACT
+        )
+    if isinstance(index, fx.Node):
+        indexed = _indexed(source, dim, index, context, wraps=True)
+        return indexed or context.declined(node, "its index is a mask or was computed, and not written in the model")
+    if not all(type(i) is int and -total <= i < total for i in index):
+        return None
+    return selected(source, dim, np.asarray(index, dtype=np.int64) % total, context, total)
 
 
 def _ends(item: slice) -> tuple[Any, Any, Any]:
@@ -173,14 +202,18 @@ def _index_select(node: fx.Node, context: Context) -> Op | None:
     return _indexed(source, dim, index, context)
 
 
-def _indexed(source: fx.Node, dim: int, index: fx.Node, context: Context) -> Op | None:
+def _indexed(source: fx.Node, dim: int, index: fx.Node, context: Context, *, wraps: bool = False) -> Op | None:
     total = context.shapes.size(source, dim)
     if total is None or index.op != "get_attr":
         return None
     values = context.constants.value(index)
-    if values.device.type == "meta" or values.dim() != 1:
+    integers = values.dtype in (torch.int64, torch.int32, torch.int16)  # bytes and booleans are masks
+    if values.device.type == "meta" or values.dim() != 1 or not integers:
         return None
-    return selected(source, dim, values.cpu().numpy().astype(np.int64), context, total)
+    indices = values.cpu().numpy().astype(np.int64)
+    if len(indices) == 0 or indices.min() < (-total if wraps else 0) or indices.max() >= total:
+        return None  # the original raises
+    return selected(source, dim, indices % total, context, total)
 
 
 def _channel_order(node: fx.Node, module: Any, context: Context) -> Op | None:
@@ -212,14 +245,30 @@ def _shuffled(source: object, groups: object, context: Context) -> Op | None:
 
 def _flip(node: fx.Node, context: Context) -> Op | None:
     source, dims = argument(node, 0, "input"), argument(node, 1, "dims")
-    if not isinstance(source, fx.Node) or dims not in (1, (1,), [1]):
+    dim = _single(dims if len(node.args) <= 2 else node.args[1:])
+    total = context.shapes.size(source, dim) if isinstance(source, fx.Node) and dim is not None else None
+    if total is None or dim is None or not isinstance(source, fx.Node):
         return None
-    total = context.shapes.size(source, 1)
-    return None if total is None else selected(source, 1, np.arange(total)[::-1].copy(), context, total)
+    return selected(source, dim, np.arange(total)[::-1].copy(), context, total)
+
+
+def _roll(node: fx.Node, context: Context) -> Op | None:
+    source = argument(node, 0, "input")
+    shift, dim = _single(argument(node, 1, "shifts")), _single(argument(node, 2, "dims"))
+    total = context.shapes.size(source, dim) if isinstance(source, fx.Node) and dim is not None else None
+    if total is None or dim is None or shift is None or not isinstance(source, fx.Node):
+        return None
+    return selected(source, dim, np.roll(np.arange(total), shift), context, total)
+
+
+def _single(value: object) -> int | None:
+    """One integer, given as such or in a tuple."""
+    items = value if isinstance(value, tuple | list) else (value,)
+    return items[0] if len(items) == 1 and isinstance(items[0], int) else None
 
 
 def _concat(node: fx.Node, context: Context) -> Op | None:
-    parts, dim = argument(node, 0, "tensors"), argument(node, 1, "dim", 0)
+    parts, dim = argument(node, 0, "tensors"), argument(node, 1, "dim", node.kwargs.get("axis", 0))
     if not isinstance(parts, tuple | list) or not isinstance(dim, int):
         return None
     nodes = tuple(p for p in parts if isinstance(p, fx.Node))
@@ -232,6 +281,18 @@ def _concat(node: fx.Node, context: Context) -> Op | None:
     if dim != 1 and not last:
         return None
     return Concat(nodes, first=dim == 1, last=last)
+
+
+def _stacked_horizontally(node: fx.Node, context: Context) -> Op | None:
+    """torch.hstack: along axis 1 of anything that has one."""
+    parts = argument(node, 0, "tensors")
+    if not isinstance(parts, tuple | list) or not all(isinstance(p, fx.Node) for p in parts):
+        return None
+    nodes = tuple(p for p in parts if isinstance(p, fx.Node))
+    rank = next((r for r in (context.shapes.rank(p) for p in nodes) if r is not None), None)
+    if rank is None or rank < 2 or any(context.constants.is_constant(p) for p in nodes):
+        return None
+    return Concat(nodes, first=True, last=rank == 2)
 
 
 _IDENTITY_METHODS = ("contiguous", "clone", "detach")
@@ -248,8 +309,10 @@ FUNCTIONS: dict[Any, Rule] = {
     F.dropout: _dropout_function,
     F.dropout2d: _dropout_function,
     operator.getitem: _getitem,
-    torch.cat: _concat,
-    torch.concat: _concat,
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _concat),
+    torch.hstack: _stacked_horizontally,
+    torch.clone: _contiguous,
+    torch.roll: _roll,
     torch.narrow: _narrow,
     torch.index_select: _index_select,
     torch.flip: _flip,
@@ -262,4 +325,5 @@ METHODS: dict[str, Rule] = {
     "narrow": _narrow,
     "index_select": _index_select,
     "flip": _flip,
+    "roll": _roll,
 }

@@ -1,9 +1,12 @@
-"""Reshapes that only rearrange channels: shuffles, interleaving stacks, tokens folded and unfolded.
+"""Reshapes that only rearrange: shuffles, interleaving stacks, tokens folded and unfolded.
 
 A view that splits the channel axis in two, a transposition of the two, and a reshape that merges them
 again are a permutation.  In between, value[b, i, j, ...] = source[b, table[i, j], ...]; `_table` finds
 that table.  A reshape counts as merging only if its other sizes provably are the source's: read from the
 source's own shape, or equal to what the layers in between make of it whenever the reshape is valid.
+
+A per-pixel map between a rearrangement of the axes and its inverse is a map of the axis that was moved:
+bn(x.transpose(1, 2)).transpose(1, 2), bn(x.reshape(B * N, C)).reshape(B, N, C).
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from repfx.affine import AffineConv
-from repfx.decline import Decline
+from repfx.affine import AffineConv, over
+from repfx.decline import Decline, Reason
 from repfx.incidence import Ints
+from repfx.lifting import rearranging
 from repfx.lifting.context import Context, argument
 from repfx.lifting.rearranging import selected
-from repfx.ops import Affine, Concat, Op
+from repfx.ops import Affine, Alias, Concat, Op, Opaque
+from repfx.sizes import size_read
 
 _PROBED = range(1, 33)  # input sizes tried; sizes are quasi-linear in them with a period of a few strides
 
@@ -41,7 +46,9 @@ def _reshape(node: fx.Node, context: Context) -> Op | None:
     if not isinstance(source, fx.Node) or not isinstance(sizes, tuple | list):
         return None
     split = _table(source, context)
-    if split is None or len(sizes) < 3 or not _merges(split, list(sizes), context):
+    if split is None:
+        return _refolded(node, list(sizes), context)
+    if len(sizes) < 3 or not _merges(split, list(sizes), context):
         return None
     return _rearranged(split, context)
 
@@ -72,9 +79,56 @@ def _table(node: fx.Node, context: Context) -> _Table | None:
         return _Table(inner.parts, inner.table.T)
     if name == "stack":
         return _stack_table(node, context)
-    if name in ("view", "reshape", "unflatten"):
-        return _view_table(node, name, context)
+    if name == "unflatten":
+        return _unflattened_table(node, context)
+    if name in ("view", "reshape"):
+        return _view_table(node, context)
     return None
+
+
+def _unflattened_table(node: fx.Node, context: Context) -> _Table | None:
+    source, dim, sizes = argument(node, 0, "input"), argument(node, 1, "dim"), argument(node, 2, "sizes")
+    if not isinstance(source, fx.Node) or dim != 1 or not isinstance(sizes, tuple | list) or len(sizes) != 2:
+        return None
+    channels, (groups, rest) = context.shapes.size(source, 1), sizes
+    if not isinstance(groups, int) or not isinstance(rest, int):
+        return None
+    if channels is None or groups == -1:
+        groups = groups if channels is None else channels // rest
+        channels = groups * rest if channels is None else channels
+    if groups <= 0 or channels % groups or rest not in (-1, channels // groups):
+        return None
+    return _Table((source,), np.arange(channels).reshape(groups, -1))
+
+
+def _picked(node: fx.Node, context: Context) -> Op | None:
+    """One row or column of a split channel axis: y[:, i], y[:, :, j], y.unbind(1)[i]."""
+    source, item = node.args
+    if not isinstance(source, fx.Node):
+        return None
+    if isinstance(item, int):
+        name = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
+        value, dim = argument(source, 0, "input"), argument(source, 1, "dim", 0)
+        split = _table(value, context) if name == "unbind" and isinstance(value, fx.Node) else None
+        index = item
+    else:
+        items = item if isinstance(item, tuple) else (item,)
+        used = [(i, v) for i, v in enumerate(items) if v != slice(None)]
+        if len(used) != 1 or type(used[0][1]) is not int:
+            return None
+        (dim, index), split = used[0], _table(source, context)
+    if split is None or dim not in (1, 2):
+        return None
+    rows = split.table if dim == 1 else split.table.T
+    if not -len(rows) <= index < len(rows):
+        return None
+    if len(split.parts) == 1:
+        return selected(split.parts[0], 1, rows[index], context, split.table.size)
+    return Concat(split.parts, first=True, last=False, order=rows[index])
+
+
+def _getitem(node: fx.Node, context: Context) -> Op | None:
+    return _picked(node, context) or rearranging.FUNCTIONS[operator.getitem](node, context)
 
 
 def _swaps(node: fx.Node, name: str, context: Context) -> bool:
@@ -96,9 +150,9 @@ def _stack_table(node: fx.Node, context: Context) -> _Table | None:
     return _Table(tuple(p for p in parts if isinstance(p, fx.Node)), table if dim == 1 else table.T)
 
 
-def _view_table(node: fx.Node, name: str, context: Context) -> _Table | None:
+def _view_table(node: fx.Node, context: Context) -> _Table | None:
     source = node.args[0]
-    if not isinstance(source, fx.Node) or name == "unflatten":
+    if not isinstance(source, fx.Node):
         return None
     rank, channels = context.shapes.rank(source), context.shapes.size(source, 1)
     sizes = node.args[1:] if len(node.args) != 2 or not isinstance(node.args[1], tuple | list) else node.args[1]
@@ -134,34 +188,17 @@ def _is_size_of(size: object, value: fx.Node, axis: int, context: Context) -> bo
     """Whether `size` is value.shape[axis], read from it or from a value of the same size."""
     if isinstance(size, int):
         return size == context.shapes.size(value, axis) and size > 0
-    base = _size_read(size)
+    base = size_read(size)
     if base is None or base[1] != axis:
         return False
     return base[0] is value or axis == 0 or (_same_size(base[0], value, context))
-
-
-def _size_read(size: object) -> tuple[fx.Node, int] | None:
-    """(value, axis) of `value.shape[axis]`, `value.size(axis)` or an unpacked shape."""
-    if not isinstance(size, fx.Node):
-        return None
-    if size.op == "call_method" and size.target == "size" and len(size.args) == 2:
-        value, axis = size.args
-        return (value, axis) if isinstance(value, fx.Node) and isinstance(axis, int) else None
-    if size.target is operator.getitem and isinstance(size.args[0], fx.Node) and isinstance(size.args[1], int):
-        shape = size.args[0]
-        reads = (shape.target is getattr and shape.args[1] == "shape") or (
-            shape.target == "size" and len(shape.args) == 1
-        )
-        if reads and isinstance(shape.args[0], fx.Node):
-            return shape.args[0], size.args[1]
-    return None
 
 
 def known_size(size: object, context: Context) -> int | None:
     """A size that is a number, or follows from known channel counts by integer arithmetic."""
     if isinstance(size, int):
         return size
-    read = _size_read(size)
+    read = size_read(size)
     if read is not None:
         return context.shapes.size(read[0], read[1])
     if isinstance(size, fx.Node) and size.op == "call_function" and len(size.args) == 2:
@@ -205,7 +242,7 @@ def _forced(spatial: list[object], part: fx.Node, context: Context) -> bool:
 
 
 def _bases(size: object) -> set[fx.Node]:
-    read = _size_read(size)
+    read = size_read(size)
     if read is not None:
         return {read[0]}
     if isinstance(size, fx.Node) and size.op == "call_function":
@@ -217,7 +254,7 @@ def _evaluated(size: object, base: fx.Node, axis: int, h: int) -> int | None:
     """Value of a size expression when axis `axis` of `base` has size h."""
     if isinstance(size, int):
         return size
-    read = _size_read(size)
+    read = size_read(size)
     if read is not None:
         return h if read == (base, axis) else None
     if not isinstance(size, fx.Node) or len(size.args) != 2:
@@ -271,6 +308,110 @@ def _reshape_as(node: fx.Node, context: Context) -> Op | None:
     return Affine(original, 0, build)
 
 
+def _moved_back(node: fx.Node, context: Context) -> Op | None:
+    """A per-pixel map between a permutation of the axes and its inverse."""
+    between = node.args[0] if node.args else None
+    if not isinstance(between, fx.Node):
+        return None
+    rank = context.shapes.rank(between)
+    if rank is None or rank < 2:
+        return None
+    back = _permutation(node, rank)
+    op = _lifted(between, context)
+    moved = between if _permutation(between, rank) is not None else op.source if isinstance(op, Affine) else None
+    there = None if moved is None else _permutation(moved, rank)
+    if back is None or there is None or moved is None or [there[i] for i in back] != list(range(rank)):
+        return None
+    original = moved.args[0]
+    if not isinstance(original, fx.Node) or not isinstance(_lifted(moved, context), Opaque):
+        return None  # an operation that rewriting may remove, and what it reads with it
+    if moved is between:
+        return Alias(original)
+    assert isinstance(op, Affine)
+    inner = rank - 2 if op.axes is None else op.axes
+    if inner not in (0, rank - 2):
+        return None
+    place = there[1 if inner else rank - 1]
+    axes = 0 if place == rank - 1 else rank - 2
+    return _over(original, op, inner, axes) if place in (1, rank - 1) else None
+
+
+def _refolded(node: fx.Node, sizes: list[object], context: Context) -> Op | None:
+    """A map of the last axis between x.reshape(-1, C) and the reshape back to x's own sizes."""
+    between = node.args[0]
+    op = _lifted(between, context) if isinstance(between, fx.Node) else None
+    if not isinstance(op, Affine) or op.axes not in (0, None):
+        return None
+    flat = op.source
+    original = flat.args[0] if flat.args else None
+    rank = context.shapes.rank(original) if isinstance(original, fx.Node) else None
+    if not isinstance(original, fx.Node) or rank is None or rank < 3 or len(sizes) != rank:
+        return None
+    if not _is_folded(flat, original, rank, context):
+        return None
+    kept = all(_is_size_of(s, original, i, context) for i, s in enumerate(sizes[:-1]))
+    last = known_size(sizes[-1], context)
+    if not kept or (last != -1 and not _is_size_of(sizes[-1], original, rank - 1, context)):
+        return None
+    return _over(original, op, 0, 0)
+
+
+def _is_folded(flat: fx.Node, original: fx.Node, rank: int, context: Context) -> bool:
+    """Whether `flat` is `original` with all axes but the last one merged."""
+    name = flat.target if isinstance(flat.target, str) else getattr(flat.target, "__name__", "")
+    if name == "flatten":
+        start, end = argument(flat, 1, "start_dim", 0), argument(flat, 2, "end_dim", -1)
+        return (start, end) in ((0, rank - 2), (0, -2))
+    sizes = flat.args[1:] if len(flat.args) != 2 or not isinstance(flat.args[1], tuple | list) else flat.args[1]
+    if name not in ("view", "reshape") or not isinstance(sizes, tuple | list) or len(sizes) != 2:
+        return False
+    return _is_size_of(sizes[1], original, rank - 1, context)
+
+
+def _over(original: fx.Node, op: Affine, inner: int, axes: int) -> Op:
+    def build(_: int, channels: int | None) -> AffineConv | Decline:
+        map_ = op.build(inner, channels)
+        if isinstance(map_, Decline) or (map_.is_pointwise and not map_.borders):
+            return map_ if isinstance(map_, Decline) else over(map_, axes)
+        return Decline(Reason.NOT_EXACT, "slides along an axis that is moved away again")
+
+    return Affine(original, axes, build)
+
+
+def _permutation(node: fx.Node, rank: int) -> list[int] | None:
+    """dims with out.shape[i] = in.shape[dims[i]]."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    dims = list(range(rank))
+    if name in ("transpose", "swapaxes", "swapdims") and len(node.args) == 3:
+        a, b = node.args[1:]
+        if not isinstance(a, int) or not isinstance(b, int):
+            return None
+        dims[a], dims[b] = dims[b], dims[a]
+        return dims
+    if name == "permute" and len(node.args) > 1:
+        given = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
+        items = [d % rank for d in given if isinstance(d, int)]
+        return items if sorted(items) == dims else None
+    return None
+
+
+def _lifted(node: fx.Node, context: Context) -> Op:
+    from repfx.lifting import lift
+
+    return lift(node, context)
+
+
 Rule = Callable[[fx.Node, Context], Op | None]
-FUNCTIONS: dict[Any, Rule] = {torch.flatten: _flatten, torch.reshape: _reshape}
-METHODS: dict[str, Rule] = {"view": _reshape, "reshape": _reshape, "flatten": _flatten, "reshape_as": _reshape_as}
+FUNCTIONS: dict[Any, Rule] = {
+    torch.flatten: _flatten,
+    torch.reshape: _reshape,
+    **dict.fromkeys((torch.permute, torch.transpose, torch.swapaxes, torch.swapdims), _moved_back),
+    operator.getitem: _getitem,
+}
+METHODS: dict[str, Rule] = {
+    "view": _reshape,
+    "reshape": _reshape,
+    "flatten": _flatten,
+    "reshape_as": _reshape_as,
+    **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims"), _moved_back),
+}

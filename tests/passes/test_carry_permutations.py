@@ -88,3 +88,14 @@ def test_depthwise_branches_of_a_clone_cost_no_permutation() -> None:
     )  # fmt: skip
     _, fused = compiled(model, 4)
     assert counted(left(fused, 4)) == {"convolutions": 2, "others": 1}
+
+
+def test_through_what_does_the_same_to_every_channel_and_no_further() -> None:
+    """A pooled and flattened order ends in the head; a norm with one scale per channel tells channels apart."""
+    run = lambda s, x: s.h(s.p(torch.relu(pick(s, s.a(x)))).flatten(1))  # noqa: E731
+    _, fused = compiled(permuted(run, p=nn.AdaptiveAvgPool2d(1), h=nn.Linear(4, 3)), 4, **ALONE)
+    assert left(fused, 4).permutations == 0
+    for affine, kept in ((False, 0), (True, 1)):
+        model = permuted(lambda s, x: s.b(s.n(pick(s, s.a(x)))), n=nn.InstanceNorm2d(4, affine=affine))
+        _, fused = compiled(model, 4, ((8, 8), (3, 5)), **ALONE)
+        assert left(fused, 4).permutations == kept

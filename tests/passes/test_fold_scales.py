@@ -77,3 +77,10 @@ def test_declined_for_unknown_parts() -> None:
     assert found.batch_norms + found.muls >= 1
     if found.batch_norms:
         assert_declined(fused, Reason.UNKNOWN_FACT, "relu", "channel count is not known", "fold_scales")
+
+
+def test_a_reader_that_was_lifted_over_an_earlier_value_keeps_the_norm() -> None:
+    """norm(x.transpose(2, 3)).transpose(2, 3) is norm(x): a map of x, not of the norm's output."""
+    model = Net(lambda s, x: (s.b(n := s.n(x.transpose(2, 3))), n.transpose(2, 3)), n=BN(4), b=conv(4, 4, 1))
+    _, fused = compiled(model, 4, example=(8, 8), **ALONE)
+    assert left(fused, 4).convolutions == 1
