@@ -42,7 +42,7 @@ class CarryPermutations:
         if order is None:
             return
         spread = _Spread(lifted)
-        refused = spread.start(node, order)
+        refused = spread.start(node, order) or spread.unsettled()
         yield refused.at(lifted.place(node)) if refused is not None else spread.proposal(self.name)
 
 
@@ -71,9 +71,13 @@ class _Spread:
     orders: dict[fx.Node, Ints] = field(default_factory=dict)
     work: list[fx.Node] = field(default_factory=list)
     absorbing: set[fx.Node] = field(default_factory=set)
+    first: bool = True  # the order is one of axis 1; else one of the last axis
 
     def start(self, node: fx.Node, order: Ints) -> Decline | None:
         """Spread from the value whose order is to go; the refusal if it cannot."""
+        op = self.lifted.op(node)
+        assert isinstance(op, Affine)
+        self.first = op.axes != 0 or self.lifted.context.shapes.rank(node) == 2
         self.orders[node] = order
         self.work.append(node)
         while self.work:
@@ -82,6 +86,19 @@ class _Spread:
             if refused is not None:
                 return refused
         return None
+
+    def unsettled(self) -> Decline | None:
+        """The refusal where a map that was fine with one order is not with all of them."""
+        maps = (n for n in sorted({*self.orders, *self.absorbing}) if isinstance(self.lifted.op(n), Affine))
+        return next((self._stuck(node) for node in maps if self._map(node) is None), None)
+
+    def _acts_on_order(self, map_node: fx.Node, value: fx.Node) -> bool:
+        """Whether the channels of a map are the axis of `value` that is in another order."""
+        op = self.lifted.op(map_node)
+        assert isinstance(op, Affine)
+        if self.lifted.context.shapes.rank(value) == 2:
+            return op.axes == 0
+        return (op.axes != 0) == self.first
 
     def _require(self, node: fx.Node, order: Ints) -> Decline | None:
         known = self.orders.get(node)
@@ -98,6 +115,8 @@ class _Spread:
         order = self.orders[node]
         match self.lifted.op(node):
             case Affine(source=source):
+                if not self._acts_on_order(node, node):
+                    return self._stuck(node)
                 if self._map(node) is not None:
                     return None
                 old = self._old(node)
@@ -108,7 +127,7 @@ class _Spread:
                 return self._require(source, order)
             case Sum(terms=terms):
                 return next((r for t, _ in terms if (r := self._require(t, order)) is not None), None)
-            case Opaque(inputs=inputs) if inputs:
+            case Opaque(inputs=inputs) if inputs and self.first:
                 return next((r for i in inputs if (r := self._require(i, order)) is not None), None)
             case Concat() | Constant() | Input() | Resampling() | Normalised() | Opaque():
                 return self._stuck(node)
@@ -122,13 +141,15 @@ class _Spread:
                 return refused
         return None
 
-    def _reader(self, reader: fx.Node, node: fx.Node, order: Ints) -> Decline | None:
+    def _reader(self, reader: fx.Node, value: fx.Node, order: Ints) -> Decline | None:
         if not self.lifted.alive(reader) or reader.op == "output":
             return Decline(Reason.OUTSIDE_USE, "its channel order reaches an output, which must keep it")
         match self.lifted.op(reader):
-            case Affine(source=source) if source is not node:
+            case Affine(source=source) if source is not value:
                 return self._stuck(reader)  # lifted over an earlier value: it looks through this one
             case Affine():
+                if not self._acts_on_order(reader, value):
+                    return self._stuck(reader)
                 self.absorbing.add(reader)
                 if reader in self.orders or self._map(reader) is not None:
                     return None
@@ -141,7 +162,7 @@ class _Spread:
                 return self._require(reader, natural)
             case Alias() | Sum() | Resampling(first=True):
                 return self._require(reader, order)
-            case Opaque(inputs=inputs) if inputs:
+            case Opaque(inputs=inputs) if inputs and self.first:
                 return self._require(reader, order)
             case Concat() | Constant() | Input() | Resampling() | Normalised() | Opaque():
                 return self._stuck(reader)

@@ -12,9 +12,10 @@ import fnmatch
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import fx, nn
@@ -24,10 +25,12 @@ from repfx.arguments import EMPTY, Example, Passed, UnknownArgumentError
 from repfx.dead import remove_dead
 from repfx.decline import TrainingModeError, UserError
 from repfx.inplace import functionalize
+from repfx.keywords import own_keywords
 from repfx.questions import is_user_code
 from repfx.report import Island
 from repfx.sizes import read_sizes_early
 from repfx.spelling import spell_out
+from repfx.state import attributes, remembering
 from repfx.tracing import SizedTracer, Tracer
 
 Exclusion = Sequence[str | type]
@@ -102,20 +105,26 @@ def capture(
         return Capture(model, None, list(islands.values()), excluded)
     sized = False
     while True:
-        tracer = SizedTracer(whole, example) if sized and example is not None else Tracer(whole, example, passed)
+        seen = example if sized else None
+        another = partial(Tracer, whole, example, passed) if seen is None else partial(SizedTracer, whole, seen)
+        tracer = another()
         shell = _shell(model)
         try:
             with unchanged(model) as counting:
+                before = attributes(shell)
                 graph = tracer.trace(shell)
                 counting += [shell] if _counts(shell, model.__dict__) else []
                 if tracer.refusal is not None:
                     raise tracer.refusal  # the model's own code caught it, and went on elsewhere
                 _check_none(tracer, model)
+                stateful = remembering(shell, graph, partial(_traced_by, another), before)
         except Exception as error:  # a model's own code may raise anything under symbolic values
             if example is not None and not sized:
                 sized = True
                 continue
             path = tracer.broke_at
+            while path in whole:  # the call of an island broke: its caller is to blame
+                path = path.rpartition(".")[0]
             islands[path] = Island(path, _cause(error))
             if path == "":
                 return Capture(model, None, list(islands.values()), excluded)
@@ -128,13 +137,27 @@ def capture(
                 return Capture(model, None, list(islands.values()), excluded)
             whole.add(path)
             continue
-        functionalize(graph, shell)
+        if stateful:
+            fresh = [path for path in stateful if path not in whole] or [""]  # else written by code around it
+            for path in fresh:
+                islands[path] = Island(path, "its forward reads attributes that an earlier forward wrote")
+            if "" in fresh:
+                return Capture(model, None, list(islands.values()), excluded)
+            whole.update(fresh)
+            continue
+        functionalize(graph, shell, whole)
+        own_keywords(graph)
         spell_out(graph, shell)
         remove_guards(graph)
         read_sizes_early(graph, shell, whole)
         used = {node.target for node in graph.nodes if node.op == "call_module"}
         conditions = list(dict.fromkeys(tracer.decisions.values())) if isinstance(tracer, SizedTracer) else []
         return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded, conditions)
+
+
+def _traced_by(tracer: Callable[[], Tracer], model: nn.Module) -> fx.Graph:
+    """The graph that a new tracer makes of a model."""
+    return tracer().trace(_shell(model))
 
 
 def _shell(model: nn.Module) -> nn.Module:

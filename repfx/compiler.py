@@ -19,7 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from repfx.arguments import Example, Passed, SignatureTracer, example_values, parameters_of
 from repfx.attributes import carry_attributes
-from repfx.capture import Capture, Exclusion, capture, check_mode, unwrapped
+from repfx.capture import Capture, Exclusion, capture, check_mode, unchanged, unwrapped
 from repfx.constants import attribute
 from repfx.cost import count_operations
 from repfx.dead import has_effect, remove_dead
@@ -34,6 +34,7 @@ from repfx.objective import OBJECTIVES, Objective
 from repfx.protocol import Pass
 from repfx.report import Equivalence, Merge, OpCounts, Report
 from repfx.rewriting import PENDING, Engine
+from repfx.state import copied, held
 
 Progress = Callable[[str, float], None]
 
@@ -195,14 +196,18 @@ def _compile(
         verify=plan.verify and not _on_meta(model),
         progress=plan.progress,
     )
-    engine.run(plan.passes)
+    dtype = _default_dtype(traced, example)
+    engine.run(plan.passes if dtype is not None else ())
     declines = [*engine.declines(), *lifted.declines()]
+    if dtype is None:
+        fact = "has no parameters, so the dtype of its values is not known"
+        declines.append(Decline(Reason.UNKNOWN_FACT, fact, type(model).__name__, "pass example_inputs"))
     outcome = _Outcome([], declines, captured, before, before, engine.verify_seconds)
     if not plan.build:
         outcome.merges += with_weights(_planned(lifted), read)
         outcome.after = _count_plan(lifted)
         return model, outcome
-    merges, emitted = _emit_all(lifted, traced)
+    merges, emitted = _emit_all(lifted, traced, dtype)
     outcome.merges += with_weights(merges, read)
     fused = _graph_module(lifted, traced, emitted, captured, plan, outcome)
     outcome.after = _count_graph(fused.graph, fused)
@@ -225,7 +230,7 @@ def _propagated(captured: Capture, model: nn.Module, example: Example | None) ->
     module = fx.GraphModule(captured.root, captured.graph)
     given = {n: values[str(n.target).lstrip("*")] for n in module.graph.nodes if n.op == "placeholder"}
     shapes = {node.name: tuple(value.shape) for node, value in given.items() if isinstance(value, Tensor)}
-    with torch.no_grad():
+    with torch.no_grad(), held(captured.root):
         ShapeProp(module).run(initial_env=given)
     for node in module.graph.nodes:
         meta = node.meta.pop("tensor_meta", None)
@@ -240,7 +245,9 @@ def _propagated(captured: Capture, model: nn.Module, example: Example | None) ->
 # --- writing the result ---------------------------------------------------------------------------
 
 
-def _emit_all(lifted: LiftedGraph, model: nn.Module) -> tuple[list[Merge], dict[str, nn.Module]]:
+def _emit_all(
+    lifted: LiftedGraph, model: nn.Module, dtype: torch.dtype | None
+) -> tuple[list[Merge], dict[str, nn.Module]]:
     """Write the module of every rewritten value and point its node at it."""
     names = _Names(lifted)
     merges = []
@@ -249,7 +256,7 @@ def _emit_all(lifted: LiftedGraph, model: nn.Module) -> tuple[list[Merge], dict[
         if record is None:
             continue
         path = names.choose(record, node)
-        modules = emit(record.map, _target(lifted, record, model), path)
+        modules = emit(record.map, _target(record, model, dtype), path)
         value = node.args[0]
         for suffix, module in modules:
             with lifted.graph.inserting_before(node):
@@ -331,7 +338,14 @@ class _Names:
         return not any(t == path or t.startswith(path + ".") or path.startswith(t + ".") for t in self.taken)
 
 
-def _target(lifted: LiftedGraph, record: Record, model: nn.Module) -> Target:
+def _default_dtype(model: nn.Module, example: Example | None) -> torch.dtype | None:
+    """The dtype of weights that were merged from none: the model's, or the example's."""
+    given = () if example is None else (*example.args, *example.kwargs.values())
+    tensors = [*model.parameters(), *model.buffers(), *(x for x in given if isinstance(x, Tensor))]
+    return next((t.dtype for t in tensors if t.is_floating_point()), None)
+
+
+def _target(record: Record, model: nn.Module, dtype: torch.dtype | None) -> Target:
     """dtype, device, requires_grad and memory format of the weights that were merged."""
     for source in record.sources:
         tensors: list[Tensor] = []
@@ -348,7 +362,7 @@ def _target(lifted: LiftedGraph, record: Record, model: nn.Module) -> Target:
     parameters: list[Tensor] = [t for t in model.parameters() if t.is_floating_point()]
     floats = parameters or [t for t in model.buffers() if t.is_floating_point()]
     if not floats:
-        return Target(torch.get_default_dtype())
+        return Target(dtype or torch.get_default_dtype())
     return Target(floats[0].dtype, floats[0].device, any(t.requires_grad for t in parameters))
 
 
@@ -375,15 +389,15 @@ def _graph_module(
             continue
         original = attribute(model, path)
         if node.op == "call_module" and path in {i.path for i in captured.islands}:
-            copied, inner = _compile_island(original, capture_nothing(original, captured, path), plan, path)
+            own, inner = _compile_island(original, capture_nothing(original, captured, path), plan, path)
             outcome.merges += inner.merges
             outcome.declines += inner.declines
             outcome.verify_seconds += inner.verify_seconds
         else:
-            copied = copy.deepcopy(original, memo)
-            if getattr(copied, "inplace", False) is True and not node.meta.get("aliased"):
-                copied.inplace = False
-        _attach(root, path, copied)
+            own = copied(original, memo) if isinstance(original, nn.Module) else copy.deepcopy(original, memo)
+            if getattr(own, "inplace", False) is True and not node.meta.get("aliased"):
+                own.inplace = False
+        _attach(root, path, own)
     for node in lifted.graph.nodes:
         if (
             node.op == "call_method"
@@ -442,7 +456,7 @@ def _compile_island(model: nn.Module, captured: Capture, plan: _Plan, path: str)
     """A module whose own forward stays as it is; the children that it only calls are compiled in place."""
     from repfx.islands import called_children
 
-    result = model if not plan.build else copy.deepcopy(model)
+    result = model if not plan.build else copied(model)
     outcome = _Outcome([], [], captured, OpCounts(), OpCounts())
     types = tuple(e for e in plan.exclude if isinstance(e, type))
     for name, passed in called_children(model):
@@ -574,7 +588,8 @@ def _measured(report: Report, model: nn.Module, fused: nn.Module, example: Examp
     """The report with operations counted in a real forward, and the whole model compared."""
     started = time.perf_counter()
     args, kwargs = example.args, example.kwargs
-    before, after = count_operations(model, args, kwargs), count_operations(fused, args, kwargs)
+    with unchanged(model), unchanged(fused), held(model), held(fused):
+        before, after = count_operations(model, args, kwargs), count_operations(fused, args, kwargs)
     equivalence: Equivalence | None = verify_models(model, fused, args, example_kwargs=kwargs) if verify else None
     seconds = report.verify_seconds + time.perf_counter() - started
     return replace(report, before=before, after=after, equivalence=equivalence, verify_seconds=seconds)

@@ -13,6 +13,12 @@ from torch import Tensor, fx, nn
 
 from repfx.values import leaf
 
+_JUMPS = {
+    "round", "floor", "ceil", "trunc", "fix", "frac", "sign", "sgn", "heaviside", "floordiv", "floor_divide", "mod",
+    "fmod", "remainder", "gt", "lt", "ge", "le", "eq", "ne", "greater", "less", "greater_equal", "less_equal",
+    "argmax", "argmin", "max", "min", "topk", "sort", "argsort", "median", "kthvalue", "bool", "int", "long", "div",
+    "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine", "bucketize", "searchsorted",
+}  # fmt: skip
 _RANDOM = ("rand", "dropout", "bernoulli", "normal_", "uniform_", "multinomial", "empty")
 
 
@@ -22,7 +28,7 @@ class Constants:
     def __init__(self, root: nn.Module) -> None:
         self.root = root
         self._is: dict[fx.Node, bool] = {}
-        self._shape: dict[fx.Node, torch.Size | None] = {}
+        self._meta: dict[fx.Node, Tensor | None] = {}
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether no model input reaches this node."""
@@ -39,7 +45,7 @@ class Constants:
 
     def _decide(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
-            return True
+            return not node.meta.get("aliased")
         if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
             return False
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -49,16 +55,21 @@ class Constants:
 
     def shape(self, node: fx.Node) -> torch.Size | None:
         """Shape of a constant tensor; None if it is no constant or no tensor."""
+        meta = self.meta(node)
+        return None if meta is None else meta.shape
+
+    def meta(self, node: fx.Node) -> Tensor | None:
+        """A constant tensor without its numbers; None if it is no constant or no tensor."""
         if not self.is_constant(node):
             return None
-        if node not in self._shape:
+        if node not in self._meta:
             try:
                 with torch.no_grad():
                     value = self._run(node, lambda t: t.detach().to("meta"))
             except Exception:  # a data-dependent weight expression; then it has no shape we can rely on
                 value = None
-            self._shape[node] = value.shape if isinstance(value, Tensor) else None
-        return self._shape[node]
+            self._meta[node] = value if isinstance(value, Tensor) else None
+        return self._meta[node]
 
     def dtype(self, node: fx.Node) -> torch.dtype | None:
         """Element type of a constant tensor, as the model computes it."""
@@ -69,11 +80,27 @@ class Constants:
         return value.dtype if isinstance(value, Tensor) else None
 
     def value(self, node: fx.Node) -> Tensor:
-        """The constant in float64 (integers as they are)."""
-        value = self._run(node, lambda t: leaf(t).double() if t.is_floating_point() else t)
+        """The constant in float64 (integers as they are).
+
+        An expression with a jump (rounding, comparing) is evaluated in its own dtype: at a tie the last bit decides.
+        """
+        jumps = self._jumps(node)
+        value = self._run(node, lambda t: leaf(t) if jumps or not t.is_floating_point() else leaf(t).double())
         if not isinstance(value, Tensor):
             raise TypeError(f"{node.name} is no tensor")
-        return value
+        return value.double() if value.is_floating_point() else value
+
+    def _jumps(self, node: fx.Node) -> bool:
+        seen, work = {node}, [node]
+        while work:
+            step = work.pop()
+            name = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", "")
+            if step.op in ("call_function", "call_method") and name.strip("_") in _JUMPS:
+                return True
+            fresh = [n for n in step.all_input_nodes if n not in seen]
+            seen.update(fresh)
+            work += fresh
+        return False
 
     def _run(self, node: fx.Node, prepare: Callable[[Tensor], Tensor]) -> Any:
         done: dict[fx.Node, Any] = {}

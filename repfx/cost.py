@@ -14,13 +14,16 @@ from math import ceil, prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules import padding
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repfx.affine import AffineConv
 from repfx.attention import is_call, product_of, transposed_last
 from repfx.decline import Decline
 from repfx.form import Form, Kind, form_of
+from repfx.functional import assign
 from repfx.graph import LiftedGraph
 from repfx.modules import BorderTerm
 from repfx.ops import Affine, Alias, Concat, Constant, Input, Normalised, Opaque, Resampling, Sum
@@ -84,6 +87,16 @@ def cost_as_written(map_: AffineConv) -> Cost:
     return cost_of_map(map_)
 
 
+_PADS = (padding._ConstantPadNd, padding._ReflectionPadNd, padding._ReplicationPadNd, padding._CircularPadNd)
+
+
+def _pads(lifted: LiftedGraph, node: fx.Node) -> bool:
+    """Whether a node only extends or crops the image, by whatever value: a copy."""
+    if node.op == "call_module":
+        return isinstance(lifted.context.module(node), _PADS)
+    return node.target in (F.pad, assign)
+
+
 def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
     """What executing a node of the graph costs, per position of its output."""
     match lifted.op(node):
@@ -91,7 +104,11 @@ def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
             map_ = lifted.map_of(node, axes if own is None else own)
             if isinstance(map_, Decline):
                 return Cost(light=1)
-            return cost_of_map(map_) if node in lifted.records else cost_as_written(map_)
+            if node in lifted.records:
+                return cost_of_map(map_)
+            if _pads(lifted, node):
+                return Cost(light=2 if map_.borders else 1)  # a value other than zero is filled in, then copied over
+            return cost_as_written(map_)
         case Sum(terms=terms, shift=shift):
             scales = sum(factor not in (1.0, -1.0) for _, factor in terms)
             return Cost(light=max(1, len(terms) - 1 + scales) + (1 if shift and len(terms) > 1 else 0))

@@ -6,7 +6,6 @@ documented SLACK; in float64 it is far below the 1e-10 that a fold may lose to c
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from repfx.decline import UserError
 from repfx.report import Equivalence
+from repfx.state import copied
 
 SLACK = 32.0  # a few roundings per layer, accumulated over some hundred layers as a random walk
 FLOAT64_BOUND = 1e-10
@@ -72,7 +72,7 @@ def tolerance(model: nn.Module, dtype: torch.dtype) -> float:
 
 
 def _cast(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    return model if dtype is None else copy.deepcopy(model).to(dtype)
+    return model if dtype is None else copied(model).to(dtype)
 
 
 def _probes(inputs: _Call, dtype: torch.dtype) -> Iterator[tuple[str, _Call]]:

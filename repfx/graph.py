@@ -70,10 +70,14 @@ class LiftedGraph:
         self.root = root
         constants = Constants(root)
         self.context = Context(root, constants, Shapes(root, constants.shape), whole)
+        if shapes:
+            self.context.sure = Shapes(root, constants.shape)
         for node in graph.nodes:
             if node.name in shapes:
                 known = shapes[node.name]
                 self.context.shapes.set(node, (None, *known[1:]) if known else known)
+                if node.op == "placeholder" and self.context.sure is not None and len(known) > 3:  # an image
+                    self.context.sure.set(node, (None, known[1], *(None,) * (len(known) - 2)))
         self.records: dict[fx.Node, Record] = {}
         self.calls: dict[fx.Node, Call] = {}
         self.dominators: object = None  # kept by repfx.regions
@@ -165,7 +169,17 @@ class LiftedGraph:
         for user in node.users:
             for reader in self._reached(node, user):
                 out[reader] = None
-        return list(out)
+        return self._by_name(node, out)
+
+    def _by_name(self, node: fx.Node, found: dict[fx.Node, None]) -> list[fx.Node]:
+        """The readers, of which some (a pad whose frame is then written) only prepare others that name `node`."""
+        named = [d for d in self.dependents(node) if d in self._ops and self.is_affine(d) and node in self.sources(d)]
+        if all(d in found for d in named) and len(named) < 2:
+            return list(found)
+        covered = set(named).union(*(self._prepared(d) for d in named))
+        inner = set().union(*(self._prepared(d) for d in named))
+        found.update(dict.fromkeys(named))
+        return [r for r in found if not (r in inner and r.users and all(u in covered for u in r.users))]
 
     def dependents(self, node: fx.Node) -> Iterable[fx.Node]:
         """Nodes whose operation names this value."""

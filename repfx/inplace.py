@@ -4,19 +4,25 @@ torch.fx traces `out += b` as `out = out + b`, which forgets that `out` may be a
 `out = a; out += b; return out + a` returns 2 (a + b).  `MutableProxy` records what was written, and
 `functionalize` lets everybody who reads the old name afterwards read the new value.  Where views share
 the memory, nothing is rewritten; `node.meta["aliased"]` marks every value concerned, and the lifting
-leaves those alone.
+leaves those alone.  So it is with memory that outlives the forward: inputs, parameters and buffers.
+
+A module whose code is not read (an island, hooks) may write into its arguments.  `meta["overwriters"]` of a
+value names such calls; no rewrite moves a reading of the value past one of them.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import fx, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy
 
 from repfx.functional import assign
+from repfx.islands import may_overwrite
 
 
 class SizedParameterProxy(ParameterProxy):
@@ -44,6 +50,15 @@ class MutableProxy(fx.Proxy):
     def __itruediv__(self, other: Any) -> Any:
         return self._in_place(operator.itruediv, other)
 
+    def __ipow__(self, other: Any) -> Any:
+        return self._in_place(operator.ipow, other)
+
+    def __ifloordiv__(self, other: Any) -> Any:
+        return self._in_place(operator.ifloordiv, other)
+
+    def __imod__(self, other: Any) -> Any:
+        return self._in_place(operator.imod, other)
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
@@ -57,12 +72,19 @@ _VIEWS = {
     "reshape_as", "broadcast_to", "ravel", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
     "feature_alpha_dropout", "real", "positive", "atleast_1d", "atleast_2d", "atleast_3d", "conj",
     "resolve_conj", "resolve_neg", "view_as_real", "view_as_complex", "slice_inverse", "identity", "requires_grad_",
+    "einsum", "broadcast_tensors", "adjoint", "unsafe_chunk", "unsafe_split",
 }  # fmt: skip
+_FACTS = ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "itemsize", "names")
+_SAME_MODULES = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
 
 
-def functionalize(graph: fx.Graph, root: nn.Module) -> None:
-    """Rewrite in-place operations as functional ones, or mark what shares memory as aliased."""
+def functionalize(graph: fx.Graph, root: nn.Module, whole: Iterable[str] = ()) -> None:
+    """Rewrite in-place operations as functional ones, or mark what shares memory as aliased.
+
+    The calls named in `whole` are not looked into.
+    """
     position = {node: i for i, node in enumerate(graph.nodes)}
+    mixed = len({t.dtype for t in (*root.parameters(), *root.buffers()) if t.is_floating_point()}) > 1
     for node in list(graph.nodes):
         victim = _mutated(node, root)
         if victim is None:
@@ -71,14 +93,72 @@ def functionalize(graph: fx.Graph, root: nn.Module) -> None:
             _out_of_place(node)  # numbers are values: `h += 1` changes nobody else's h
             continue
         family = _aliases(victim, root)
+        kept = any(m.op in ("placeholder", "get_attr") for m in family)  # outlives this forward
+        kept |= mixed and len(node.all_input_nodes) > 1  # in place, the result keeps the dtype of the target
         read_later = any(position[u] > position[node] for m in family - {victim} for u in m.users if u is not node)
-        if victim.op in ("placeholder", "get_attr") or read_later or not _out_of_place(node):
-            for member in family | {node}:
-                member.meta["aliased"] = True
+        if kept or read_later or not _out_of_place(node):
+            _alias(graph, root, family | {node})
             continue
         for user in list(victim.users):
             if user is not node and position[user] > position[node]:
                 user.replace_input_with(victim, node)
+    _keep_shared_modules(graph, root)
+    _mark_overwriters(graph, root, set(whole))
+
+
+def _alias(graph: fx.Graph, root: nn.Module, nodes: set[fx.Node]) -> None:
+    """Mark these values, and whatever reads the same parameters and buffers by another name."""
+    for node in nodes:
+        node.meta["aliased"] = True
+    written = {_storage(v) for n in nodes if n.op == "get_attr" and isinstance(v := _attribute(root, n), Tensor)}
+    if not written:
+        return
+    for node in graph.nodes:
+        match node.op:
+            case "get_attr":
+                value = _attribute(root, node)
+                held = [value] if isinstance(value, Tensor) else []
+            case "call_module":
+                module = root.get_submodule(str(node.target))
+                held = [*module.parameters(), *module.buffers()]
+            case _:
+                continue
+        if any(_storage(tensor) in written for tensor in held):
+            node.meta["aliased"] = True
+
+
+def _attribute(root: nn.Module, node: fx.Node) -> Any:
+    value: Any = root
+    for name in str(node.target).split("."):
+        value = getattr(value, name, None)
+    return value
+
+
+def _storage(tensor: Tensor) -> int:
+    return id(tensor) if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr() or id(tensor)
+
+
+def _keep_shared_modules(graph: fx.Graph, root: nn.Module) -> None:
+    """A module that works in place for one caller does so for all its callers."""
+    in_place = [n for n in graph.nodes if n.op == "call_module" and _mutated(n, root) is not None]
+    kept = {n.target for n in in_place if n.meta.get("aliased")}
+    for node in in_place:
+        victim = _mutated(node, root)
+        if node.target in kept and victim is not None and not node.meta.get("aliased"):
+            _alias(graph, root, _aliases(victim, root) | {node})
+
+
+def _mark_overwriters(graph: fx.Graph, root: nn.Module, whole: set[str]) -> None:
+    """Note at every value which unread modules are given its memory."""
+    for node in graph.nodes:
+        if node.op != "call_module" or str(node.target) not in whole:
+            continue
+        if not may_overwrite(root.get_submodule(str(node.target))):
+            continue
+        node.meta["overwrites"] = True  # never dead, though nobody may read its result
+        for given in node.all_input_nodes:
+            for member in _aliases(given, root) - {node}:
+                member.meta.setdefault("overwriters", []).append(node)
 
 
 def _out_of_place(node: fx.Node) -> bool:
@@ -87,10 +167,12 @@ def _out_of_place(node: fx.Node) -> bool:
         return True
     if node.op == "call_method":
         name = str(node.target).rstrip("_")
-        if not hasattr(torch.Tensor, name):
+        if name in ("resize", "resize_as") or not callable(getattr(torch.Tensor, name, None)):
             return False
         node.target = name
         return True
+    if node.kwargs.get("out") is not None:
+        return False
     if node.kwargs.get("inplace") is True:
         node.kwargs = {**node.kwargs, "inplace": False}
         return True
@@ -98,15 +180,20 @@ def _out_of_place(node: fx.Node) -> bool:
         node.target = assign
         return True
     name = getattr(node.target, "__name__", "")
-    plain = getattr(operator, name[1:], None) if name.startswith("i") else getattr(torch, name.rstrip("_"), None)
-    if plain is None:
-        return False
-    node.target = plain
+    if getattr(operator, name, None) is node.target:
+        node.target = getattr(operator, name[1:])
+        return True
+    if node.target not in (getattr(torch, name, None), getattr(F, name, None)) or not hasattr(torch, name.rstrip("_")):
+        return False  # no operation of torch's own, such as nn.init.normal_
+    node.target = getattr(torch, name.rstrip("_"))
     return True
 
 
 def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
     """The value that this node overwrites, if any."""
+    out = node.kwargs.get("out")
+    if isinstance(out, fx.Node):
+        return out
     first = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(first, fx.Node):
         return None
@@ -119,12 +206,16 @@ def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
             in_place = name.startswith("i") and getattr(node.target, "__module__", "") == "_operator"
             if node.target is operator.setitem:
                 return first
-            in_place = in_place and name in ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior")
+            in_place = in_place and name in (
+                "iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "imod", "iand", "ior"
+            )  # fmt: skip
             if in_place or node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__")):
                 return first
-            return first if node.kwargs.get("out") is not None else None
+            return None
         case "call_method":
             name = str(node.target)
+            if name == "requires_grad_":
+                return None
             return first if name.endswith("_") and not name.endswith("__") else None
         case _:
             return None
@@ -137,7 +228,7 @@ def _aliases(node: fx.Node, root: nn.Module) -> set[fx.Node]:
         member = work.pop()
         near = [user for user in member.users if _is_view(user, root)]
         if _is_view(member, root):
-            near += list(member.all_input_nodes[:1])
+            near += list(member.all_input_nodes)
         for other in near:
             if other not in family:
                 family.add(other)
@@ -152,9 +243,11 @@ def _is_view(node: fx.Node, root: nn.Module) -> bool:
         module = root.get_submodule(str(node.target))
         if not type(module).__module__.startswith("torch.nn"):
             return True  # code we do not read may return its argument
-        return isinstance(module, nn.Identity | nn.Dropout | nn.Flatten | nn.Unflatten)
+        return isinstance(module, _SAME_MODULES)
     if node.op not in ("call_function", "call_method"):
         return False
+    if node.target is getattr:
+        return node.args[1] not in _FACTS  # x.T, x.mT, x.data, x.real
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name in _VIEWS
 

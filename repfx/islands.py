@@ -1,4 +1,6 @@
-"""Which children of an untraceable module may be replaced: those it does nothing with but call.
+"""What may be assumed of a module whose code does not trace, from its source.
+
+Which of its children may be replaced: those it does nothing with but call.
 
 Replacing a child by its compiled form keeps its call, not its attributes.  So a child qualifies only if
 the module's own source never uses it otherwise (reading `child.weight`, handing it on).  The items of a
@@ -154,3 +156,45 @@ def _bind(target: ast.expr, source: ast.expr, found: list[tuple[str, ast.AST]]) 
 def _passed(call: ast.Call) -> Passed:
     starred = any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords)
     return Passed(len(call.args), frozenset(k.arg for k in call.keywords if k.arg is not None), starred)
+
+
+def may_overwrite(module: nn.Module) -> bool:
+    """Whether anything in a module or its hooks works in place, so that its arguments may change.
+
+    Sound but incomplete: `y += 1` on a value of its own counts too, and so does source that cannot be read.
+    """
+    for part in module.modules():
+        if getattr(part, "inplace", False) is True:
+            return True
+        hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
+        if any(_works_in_place(hook) for hook in hooks if type(hook).__name__ not in ("WeightNorm", "SpectralNorm")):
+            return True
+        kinds = [k for k in type(part).__mro__ if not k.__module__.startswith("torch.nn") and k is not object]
+        if any(_works_in_place(kind) for kind in kinds):
+            return True
+    return False
+
+
+def _works_in_place(code: object) -> bool:
+    """Whether source assigns to items, augments names, or calls something_ (init aside)."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))  # type: ignore[arg-type]
+    except (OSError, TypeError, SyntaxError):
+        return True
+    built = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "train")]
+    skipped = {id(n) for function in built for n in ast.walk(function)}
+    return any(_is_in_place(n) for n in ast.walk(tree) if id(n) not in skipped)
+
+
+def _is_in_place(node: ast.AST) -> bool:
+    match node:
+        case ast.AugAssign():
+            return True
+        case ast.Assign(targets=targets):
+            return any(isinstance(t, ast.Subscript) for t in targets)
+        case ast.Call(func=ast.Attribute(attr=name)) if name.endswith("_") and not name.endswith("__"):
+            return True
+        case ast.Call(keywords=keywords):
+            return any(k.arg in ("inplace", "out") for k in keywords)
+        case _:
+            return False

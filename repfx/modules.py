@@ -63,6 +63,15 @@ class ScaleShift(nn.Module):
         return x * self.scale.view(shape) + self.shift.view(shape)
 
 
+def _version(weight: Tensor) -> object:
+    return () if weight.is_cpu else object() if weight.is_inference() else (weight._version, weight.data_ptr())
+
+
+def _holds(kept: Tensor, weight: Tensor) -> bool:
+    """Whether the weight is still what was kept: by value where that is cheap, as `weight.data` has no version."""
+    return not weight.is_cpu or torch.equal(kept, weight)
+
+
 class BorderTerm(nn.Module):
     """The map that a constant before a zero-padded convolution adds: sum_t weight[t] (*) 1~.
 
@@ -87,7 +96,7 @@ class BorderTerm(nn.Module):
         self.stride = tuple(stride)
         self.free = tuple(free)
         self.longer = tuple(longer)
-        self._last: tuple[Any, Tensor] | None = None
+        self._last: tuple[Any, Tensor, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}
@@ -97,10 +106,11 @@ class BorderTerm(nn.Module):
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.weight.requires_grad):
             return self._map(inputs, outputs)
         weight = self.weight
-        key = (tuple(inputs), tuple(outputs), weight._version, weight.data_ptr(), weight.dtype, weight.device)
-        if self._last is None or self._last[0] != key:
-            self._last = (key, self._map(inputs, outputs))
-        return self._last[1]
+        key = (tuple(inputs), tuple(outputs), weight.dtype, weight.device, _version(weight))
+        if self._last is None or self._last[0] != key or not _holds(self._last[1], weight):
+            kept = weight.detach().clone() if weight.is_cpu else weight.detach()
+            self._last = (key, kept, self._map(inputs, outputs))
+        return self._last[2]
 
     def _map(self, inputs: Sequence[int], outputs: Sequence[int]) -> Tensor:
         out: Tensor = self.weight

@@ -135,6 +135,9 @@ class Engine:
                 if value.meta.get("aliased"):
                     fact = "would read a value that an in-place operation overwrites"
                     return Decline(Reason.NOT_EXACT, fact, place)
+                if _moves_past_an_overwriter(value, proposal.interior, expr):
+                    fact = f"would read {lifted.place(value)} behind a module that may overwrite it"
+                    return Decline(Reason.NOT_EXACT, fact, place)
         axes = next((m.axes for _, expr in proposal.replacements for m in maps_of(expr)), 0)
         before = cost_of_nodes(lifted, proposal.interior, sinks, axes)
         after = cost_of_exprs([expr for _, expr in proposal.replacements])
@@ -300,6 +303,14 @@ def _call(lifted: LiftedGraph, proposal: Proposal, sink: fx.Node, heads: int, er
 def _in_order(lifted: LiftedGraph, nodes: set[fx.Node]) -> list[fx.Node]:
     """The nodes in order of execution."""
     return sorted(n for n in nodes if lifted.alive(n))
+
+
+def _moves_past_an_overwriter(value: fx.Node, interior: Sequence[fx.Node], expr: Expr) -> bool:
+    """Whether some call between the region's first and last node may write into what the replacement reads."""
+    if isinstance(expr, Ref) and any(node.meta.get("overwriters") for node in interior):
+        return True  # a copy that protects the value it was made from
+    first, last = min(interior), max(interior)
+    return any(first < call < last for call in value.meta.get("overwriters", ()))
 
 
 def values_of(expr: Expr) -> Iterable[fx.Node]:

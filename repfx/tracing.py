@@ -29,6 +29,7 @@ from repfx.inplace import MutableProxy, SizedParameterProxy
 from repfx.modules import EMITTED, ArgumentGuard, Guard, SizeGuard
 from repfx.questions import is_library, is_shape, kind, place, way_around_raise
 from repfx.shapes import Shapes, part_sizes
+from repfx.state import StateTracer
 
 _OWN_FORWARD = (
     nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
@@ -36,7 +37,7 @@ _OWN_FORWARD = (
 )  # fmt: skip
 
 
-class Tracer(SignatureTracer):
+class Tracer(SignatureTracer, StateTracer):
     """torch.fx's tracer with our leaves, remembering the innermost module that stopped it."""
 
     proxy_buffer_attributes = True  # a buffer is read by name, like a parameter

@@ -10,7 +10,6 @@ and a disagreement is our bug: the rewrite is not applied and the report says so
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from math import ceil
@@ -27,6 +26,7 @@ from repfx.graph import LiftedGraph
 from repfx.inplace import is_size
 from repfx.ops import Affine, Normalised, Resampling
 from repfx.protocol import Add, Apply, Attend, Cat, Expr, Plain, Proposal, Ref, Shared, Then, Through
+from repfx.state import copied
 
 FLOAT64_BOUND = 1e-10  # relative, after folds whose condition is at most 1e5
 _SIZES = ((1, 8, 16, 4), (1, 9, 7, 5), (2, 3, 2, 3), (2, 1, 1, 1))  # batch, then spatial sizes; the last if need be
@@ -58,6 +58,8 @@ def verify_proposal(lifted: LiftedGraph, proposal: Proposal) -> float | Decline 
             old = runner.run(region, probe, {})
         except (RuntimeError, ValueError, IndexError):
             continue  # this size is one the original does not accept either
+        if not all(old[node].numel() for node in outputs):
+            continue  # nor is a size of which a crop leaves nothing
         new = runner.run(region, probe, replaced)
         for node in outputs:
             a, b = old[node], new[node]
@@ -260,7 +262,7 @@ class _Runner:
             case "call_module":
                 path = str(node.target)
                 if path not in self._modules:
-                    self._modules[path] = copy.deepcopy(self.lifted.root.get_submodule(path)).double()
+                    self._modules[path] = copied(self.lifted.root.get_submodule(path)).double()
                 return self._modules[path](*args, **kwargs)
             case "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, weight_norm
 from torchvision.ops import FrozenBatchNorm2d
 
-from tests import specs
+from tests import specs, tricks
 from tests.pieces import (
     ACTS,
     AssignedBorder,
@@ -95,6 +95,8 @@ def build(node: Node, channels: int, shared: SharedConvs) -> tuple[nn.Module, in
             return TokenLinear(node, c), node.out or c
         case specs.Generated(spelling):
             return _generated(spelling, c), c
+        case specs.Trick(spelling):
+            return tricks.Trick(spelling, c), c
         case specs.Shared(key, tied, norm):
             return _shared(shared.setdefault((key, c), nn.Conv2d(c, c, 3, 1, 1)), tied, norm), c
         case specs.Serial(parts):

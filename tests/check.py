@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import traceback
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,15 @@ def _kind(message: str) -> str:
     return "differs"
 
 
+POOLED = ("pools", "bilinear", "nearest")
+
+
+def _all(spec: specs.Spec) -> Iterator[specs.Spec]:
+    yield spec
+    for child in spec.children():
+        yield from _all(child)
+
+
 def _costs(case: Case, original: nn.Module, fused: nn.Module) -> Finding | None:
     """No objective may leave more of what it minimises.
 
@@ -102,7 +112,8 @@ def _costs(case: Case, original: nn.Module, fused: nn.Module) -> Finding | None:
     computes the rows that only the outer one's padding added, and at the border that may cost a little.
     """
     x = torch.zeros(1, case.network.channels, 32, 32, dtype=torch.float64)
-    if case.network.holds(specs.AvgPool, specs.Resize) or not hostile.accepts(original, x):
+    pooled = any(isinstance(node, specs.Trick) and node.spelling in POOLED for node in _all(case.network))
+    if pooled or case.network.holds(specs.AvgPool, specs.Resize) or not hostile.accepts(original, x):
         return None
     old, new = count_operations(original, (x,)), count_operations(fused, (x,))
     rows = [("batch norms", old.batch_norms, new.batch_norms)]

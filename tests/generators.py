@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests import specs
 from tests.builders import JOINS, PRODUCTS, SUMS
 from tests.specs import Node
+from tests.tricks import TRICKS
 
 T = TypeVar("T")
 Pair = tuple[int, int]
@@ -265,12 +266,18 @@ def framed(choose: Choose, depth: int = 1) -> Node:
 
 # --- networks -------------------------------------------------------------------------------------
 
+TRICK_NAMES = tuple(TRICKS)
 ACTIVATIONS = ("relu", "gelu", "silu", "sigmoid", "hardswish", "relu.inplace")
 
 
 def step(choose: Choose) -> Node:
     """One step of a network: mostly blocks and activations, and everything that is in the way."""
-    match choose.pick(("block", "block", "act", "residual", "unit", "shared", "other", "star")):
+    match choose.pick(("block", "block", "act", "residual", "unit", "shared", "other", "star", "trick", "trick")):
+        case "trick":
+            trick: Node = specs.Trick(choose.pick(TRICK_NAMES))
+            if choose.chance(20):
+                trick = specs.Parallel((specs.Identity(), trick), choose.pick(SUMS))
+            return trick if not choose.chance(10) else specs.Twice(trick)
         case "act":
             return specs.Act(choose.pick(ACTIVATIONS))
         case "residual":
@@ -311,6 +318,10 @@ def _other(choose: Choose) -> Node:
             specs.Generated("weight_norm.new"),
             specs.ConvTranspose(kernel=2, stride=2, bias=True),
             specs.ConvTranspose(kernel=3, stride=1, padding=1, groups=64),
+            specs.Serial((specs.ConvTranspose(kernel=4, stride=2, padding=1, groups=2), specs.Norm(), specs.Conv())),
+            specs.Serial((specs.Norm(), specs.ConvTranspose(kernel=3, stride=1, bias=True), specs.Scale("affine"))),
+            specs.Serial((specs.Resize("nearest"), specs.Norm(), specs.Conv(bias=True))),
+            specs.Serial((specs.Permute("shuffle"), specs.Act("relu"), specs.Permute("flip"), specs.Conv())),
             specs.Resize("nearest"),
             specs.Resize("unshuffle"),
             specs.Resize("shuffle"),

@@ -45,6 +45,8 @@ SUITE = (
     "tests/test_transposed.py",
     "tests/test_spellings.py",
     "tests/test_algebra_laws.py",
+    "tests/test_unlisted_traps.py",
+    "tests/test_fuzz_finds.py",
 )
 
 
@@ -80,8 +82,8 @@ MUTANTS = (
     Mutant(
         "scale-not-multiplied",
         "repfx/values.py",
-        "return _spread(gathered(inner, reads.rows[:, 0]) * scale, out.width)",
-        "return _spread(gathered(inner, reads.rows[:, 0]), out.width)",
+        "return _spread(gathered(inner, reads.firsts) * scale, out.width)",
+        "return _spread(gathered(inner, reads.firsts), out.width)",
     ),
     Mutant(
         "dilation-not-written-out",
@@ -315,7 +317,7 @@ MUTANTS = (
     Mutant(
         "border-map-kept-too-long",
         "repfx/modules.py",
-        "if self._last is None or self._last[0] != key:",
+        "if self._last is None or self._last[0] != key or not _holds(self._last[1], weight):",
         "if self._last is None:",
     ),
     # --- repfx/lifting
@@ -422,7 +424,156 @@ MUTANTS = (
     Mutant("caught-errors-are-passed", "repfx/capture.py", "if tracer.refusal is not None:", "if False:"),
     Mutant("checks-in-a-try-are-passed", "repfx/questions.py", "if any(_may_catch(outer) for", "if any(False for"),
     Mutant("types-are-guessed", "repfx/questions.py", "            if plain and not several:", "            if True:"),
+    # --- what reading a network means: rearranging, reshaping, padding, memory, state
+    Mutant(
+        "part-starts-one-early",
+        "repfx/lifting/rearranging.py",
+        "    start = sum(sizes[:index])\n",
+        "    start = max(0, sum(sizes[:index]) - 1)\n",
+    ),
+    Mutant(
+        "shuffle-of-the-other-group-count",
+        "repfx/lifting/rearranging.py",
+        "np.arange(total).reshape(groups, -1).T.reshape(-1)",
+        "np.arange(total).reshape(-1, groups).T.reshape(-1)",
+    ),
+    Mutant(
+        "flip-rolls-by-one",
+        "repfx/lifting/rearranging.py",
+        "np.arange(total)[::-1].copy()",
+        "np.roll(np.arange(total)[::-1], 1)",
+    ),
+    Mutant(
+        "crop-by-one",
+        "repfx/lifting/rearranging.py",
+        "extents.append((stop or 0) - start - 1)",
+        "extents.append((stop or 0) - start)",
+    ),
+    Mutant(
+        "example-sizes-are-facts",
+        "repfx/lifting/rearranging.py",
+        "    if not given and context.sure is not None and context.sure.size(source, dim) != total:",
+        "    if False:",
+    ),
+    Mutant(
+        "stack-not-interleaved",
+        "repfx/lifting/reshaping.py",
+        "table if dim == 1 else table.T",
+        "table if dim == 2 else table.T",
+    ),
+    Mutant(
+        "reshape-to-any-size",
+        "repfx/lifting/reshaping.py",
+        "    return known_size(sizes[1], context) != -1 and _forced(spatial, first, context)",
+        "    return True",
+    ),
+    Mutant("frame-of-any-sides", "repfx/lifting/assigning.py", "    return found == wanted", "    return bool(found)"),
+    Mutant(
+        "pad-value-inside-too",
+        "repfx/makers.py",
+        "(-bias.reshape(channels, *(1,) * axes),)",
+        "(0 * bias.reshape(channels, *(1,) * axes),)",
+    ),
+    Mutant(
+        "pad-sides-swapped",
+        "repfx/lifting/convolutions.py",
+        "    before = tuple(reversed(numbers[0::2]))\n    after = tuple(reversed(numbers[1::2]))",
+        "    before = tuple(reversed(numbers[1::2]))\n    after = tuple(reversed(numbers[0::2]))",
+    ),
+    Mutant(
+        "one-pixel-pool-is-nothing",
+        "repfx/lifting/convolutions.py",
+        "    if one_pixel and divisor in (None, 1):",
+        "    if one_pixel:",
+    ),
+    Mutant("dtypes-mix", "repfx/lifting/__init__.py", "    if foreign is not None:", "    if False:"),
+    Mutant(
+        "bounds-are-one-number",
+        "repfx/lifting/arithmetic.py",
+        "    if not isinstance(source, fx.Node) or len(node.all_input_nodes) > 1:",
+        "    if not isinstance(source, fx.Node):",
+    ),
+    Mutant(
+        "instance-norm-weights-ignored",
+        "repfx/lifting/arithmetic.py",
+        "return Opaque() if module.affine or module.track_running_stats else _elementwise(node)",
+        "return _elementwise(node)",
+    ),
+    Mutant(
+        "lasting-memory-overwritten-freely",
+        "repfx/inplace.py",
+        'kept = any(m.op in ("placeholder", "get_attr") for m in family)',
+        "kept = False",
+    ),
+    Mutant("views-share-no-memory", "repfx/inplace.py", "    return name in _VIEWS\n", "    return False\n"),
+    Mutant("getattr-views-share-no-memory", "repfx/inplace.py", "return node.args[1] not in _FACTS", "return False"),
+    Mutant("written-constants-folded", "repfx/constants.py", 'return not node.meta.get("aliased")', "return True"),
+    Mutant("rounded-weights-in-float64", "repfx/constants.py", "jumps = self._jumps(node)", "jumps = False"),
+    Mutant(
+        "islands-overwrite-nothing",
+        "repfx/rewriting.py",
+        'return any(first < call < last for call in value.meta.get("overwriters", ()))',
+        "return False",
+    ),
+    Mutant(
+        "clones-protect-nothing",
+        "repfx/rewriting.py",
+        'any(node.meta.get("overwriters") for node in interior)',
+        "False",
+    ),
+    Mutant(
+        "noise-is-a-constant",
+        "repfx/state.py",
+        "    if not torch.equal(before, torch.get_rng_state()):",
+        "    if False:",
+    ),
+    Mutant("autocast-unseen", "repfx/state.py", "        if _autocast() != self._autocast:", "        if False:"),
+    Mutant("state-unseen", "repfx/state.py", "    if not changed:\n", "    if True:\n"),
+    Mutant("keywords-of-numpy-unseen", "repfx/keywords.py", "not _NAMES.keys().isdisjoint(node.kwargs)", "False"),
     # --- passes
+    Mutant("scales-are-noops", "passes/drop_noops.py", "and map_.is_identity:", "and map_.is_pointwise:"),
+    Mutant(
+        "parts-in-the-other-order",
+        "repfx/regions.py",
+        "joined = concat([maps[p] for p in nodes])",
+        "joined = concat([maps[p] for p in reversed(nodes)])",
+    ),
+    Mutant(
+        "shift-of-a-sum-negated",
+        "repfx/regions.py",
+        "lambda: torch.tensor(shift, dtype=torch.float64)",
+        "lambda: torch.tensor(-shift, dtype=torch.float64)",
+    ),
+    Mutant(
+        "siblings-sliced-from-the-top",
+        "passes/merge_siblings.py",
+        "                start += map_.out_channels\n",
+        "",
+    ),
+    Mutant(
+        "orders-of-any-axis",
+        "passes/carry_permutations.py",
+        "        return (op.axes != 0) == self.first",
+        "        return True",
+    ),
+    Mutant(
+        "heads-of-half-weight",
+        "passes/average_heads.py",
+        "((node, Apply(region.map, source)),)",
+        "((node, Apply(__import__('repfx.affine').affine.scaled(region.map, 0.5), source)),)",
+    ),
+    Mutant(
+        "chains-misread-their-input",
+        "passes/collapse_chains.py",
+        "Apply(region.map, inner)",
+        "Apply(region.map, first)",
+    ),
+    Mutant(
+        "concats-lose-their-constants",
+        "passes/collapse_concats.py",
+        "Apply(region.map, source)",
+        "Apply(__import__('repfx.affine').affine.linear_part(region.map), source)",
+    ),
     Mutant(
         "shift-in-every-term",
         "passes/fold_scales.py",

@@ -211,6 +211,13 @@ class Generated(Spec):
 
 
 @dataclass(frozen=True, repr=False)
+class Trick(Spec):
+    """One of the steps in `tests.tricks`."""
+
+    spelling: str = "numbers"
+
+
+@dataclass(frozen=True, repr=False)
 class Shared(Spec):
     """The network's shared 3x3 convolution number `key`, then a batch norm of one's own.
 
@@ -267,7 +274,7 @@ class Split(Spec):
 
 Node = (
     Identity | Conv | ConvTranspose | Norm | Scale | AvgPool | Pad | Permute | Resize | Nothing | Act
-    | MaxPool | Gate | GroupNorm | Tokens | Generated | Shared | Serial | Twice | Parallel | Split
+    | MaxPool | Gate | GroupNorm | Tokens | Generated | Trick | Shared | Serial | Twice | Parallel | Split
 )  # fmt: skip
 
 

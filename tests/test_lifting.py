@@ -97,6 +97,30 @@ def written_border(s: Net, x: Tensor) -> Tensor:
     return s.a(y)
 
 
+def frame(sides: str, width: int = 1, other: float = 1.0) -> Callable[[], Net]:
+    """Pad by one, then write a value per channel into some sides of a frame; `other` scales the last one's."""
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        y = F.pad(x, [1, 1, 1, 1])
+        value = s.g.view(1, -1, 1, 1)
+        if "t" in sides:
+            y[:, :, 0:width, :] = value
+        if "b" in sides:
+            y[:, :, -width:, :] = value
+        if "l" in sides:
+            y[:, :, :, 0:width] = value
+        if "r" in sides:
+            y[:, :, :, -width:] = value if other == 1.0 else value * other
+        return s.a(y)
+
+    return lambda: Net(run, a=conv(4, 4, 3, 0), g=parameter(4))
+
+
+def viewed(_: Net, y: Tensor, groups: int) -> Tensor:
+    B, C, H, W = y.shape
+    return y.view(B, groups, C // groups, H, W).transpose(1, 2).reshape(B, C, H, W)
+
+
 def split_net(run: Callable[..., Any]) -> Callable[[], Net]:
     return lambda: Net(run, a=conv(2, 2, 3, groups=2), b=conv(2, 2, (1, 5), groups=2))
 
@@ -267,6 +291,24 @@ FOLDS = {
             "index_select": lambda s, y: torch.index_select(y, 1, s.i),
         }.items()
     },
+    **{
+        f"{spelling} of six channels in {groups} groups": Folds(
+            lambda run=run, groups=groups: Net(
+                lambda s, x: s.b(torch.relu(run(s, s.a(x), groups))),
+                a=conv(6, 6),
+                b=conv(6, 3, 1),
+                p=nn.ChannelShuffle(groups),
+            ),
+            {"convolutions": 2, "others": 1},
+            6,
+        )
+        for groups in (2, 3)
+        for spelling, run in {
+            "ChannelShuffle": lambda s, y, groups: s.p(y),
+            "channel_shuffle": lambda s, y, groups: F.channel_shuffle(y, groups),
+            "view, transpose, reshape": viewed,
+        }.items()
+    },
     # --- pooling
     "average pool that counts its padding": Folds(
         lambda: Net(lambda s, x: s.a(x) + s.p(x), a=conv(4, 4, groups=4), p=nn.AvgPool2d(3, 1, 1)), CONV
@@ -283,6 +325,14 @@ FOLDS = {
         hostile.SIZES,
         (8, 8),
     ),
+    "padded on one side, and cropped on another": Folds(
+        lambda: Net(lambda s, x: s.a(F.pad(x, (2, 0, 1, -1))), a=conv(4, 4, 3, 0)),
+        CONV | {"others": 1},
+        4,
+        ((9, 12), (8, 8), (7, 5), (13, 11)),
+        (8, 8),
+    ),
+    "frame written whole": Folds(frame("tblr"), CONV | {"border_terms": 1}),
     "border written as the norm's response": Folds(
         lambda: Net(written_border, a=conv(4, 4, 3, 0), n=BN(4), b=conv(4, 4, 1, bias=False)), CONV
     ),
@@ -459,6 +509,21 @@ STAYS = {
         {"convolutions": 2, "adds": 1},
         ((3, 3),),
     ),
+    "frame written on three sides": Stays(
+        frame("tbl"), Reason.NOT_EXACT, "setitem_2", "something else than its whole frame", CONV
+    ),
+    "frame of two values": Stays(frame("tblr", other=2.0), Reason.NOT_EXACT, "setitem_3", "different values", CONV),
+    "frame wider than the pad": Stays(
+        frame("tblr", width=2), Reason.NOT_EXACT, "setitem_3", "something else than its whole frame", CONV
+    ),
+    "linear, BatchNorm1d of a value of unknown rank": Stays(
+        lambda: Net(lambda s, x: s.n(s.a(x)), a=nn.Linear(4, 3), n=nn.BatchNorm1d(3)),
+        Reason.UNKNOWN_FACT,
+        "n",
+        "whose rank is not known",
+        {"linears": 1, "batch_norms": 1},
+        ((),),
+    ),
     "mixed padding modes": Stays(
         lambda: Net(
             lambda s, x: s.a(x) + s.b(x), a=conv(4, 4, groups=4), b=conv(4, 4, groups=4, padding_mode="replicate")
@@ -490,6 +555,23 @@ def test_a_dropout_that_drops_stays() -> None:
     torch.manual_seed(0)
     assert hostile.relative_error(expected, fused(x)) <= hostile.TOLERANCE
     assert not torch.equal(fused(x), fused(x))
+
+
+def test_a_pixel_shuffle_before_a_padded_convolution_stays() -> None:
+    """PixelUnshuffle then conv is one strided conv; the other way round there is none."""
+    run = Net(lambda s, x: s.b(F.pixel_shuffle(s.a(x), 2)), a=conv(4, 4), b=conv(1, 4))
+    _, fused = compiled(run, 4)
+    assert counted(left(fused, 4)) == {"convolutions": 2, "others": 1}
+
+
+@pytest.mark.parametrize("axes", [(3, 2), (2, 2)], ids=str)
+def test_a_stack_reshaped_to_sizes_that_are_not_its_own_stays(axes: tuple[int, int]) -> None:
+    def run(s: Net, x: Tensor) -> Tensor:
+        return torch.stack((s.a(x), s.b(x)), 2).reshape(x.shape[0], 8, x.shape[axes[0]] // 2, x.shape[axes[1]] // 2)
+
+    parts = {"a": conv(4, 4, 3, stride=2, groups=4), "b": conv(4, 4, 7, stride=2, groups=4)}
+    _, fused = compiled(Net(run, **parts), 4, ((8, 8), (4, 12), (2, 2)), (8, 8))
+    assert counted(left(fused, 4)) == {"convolutions": 2, "concats": 1}
 
 
 def test_a_batch_norm_in_training_mode_stays() -> None:

@@ -53,6 +53,10 @@ def lift(node: fx.Node, context: Context) -> Op:
         return Constant()
     if node.meta.get("aliased"):
         return context.declined(node, "shares memory with a value that is overwritten in place")
+    foreign = context.foreign(node) if node.op.startswith("call") else None
+    if foreign is not None:
+        fact = f"computes with {foreign} tensors where the network's are {context.home}"
+        return context.declined(node, fact, "convert the model to one real dtype first")
     match node.op:
         case "placeholder":
             return Input()

@@ -89,6 +89,9 @@ def _by_constant(
         return context.declined(node, "spreads a value over a constant of more axes or larger size")
     if sum(s != 1 for s in shape) > 1:
         return context.declined(node, "its constant varies over the image; that is no single value per channel")
+    if rank is None and len(shape) > 1 and (channels == 1 or shape[-1] != 1):
+        fact = f"its constant has {len(shape)} axes; whether its value has as many is not known"
+        return context.declined(node, fact, "pass example_inputs", Reason.UNKNOWN_FACT)
     if channels == 1:
         return _uniform(value, rank, lazy, factor is not None, own, sign, divide)
     place = next(i for i, s in enumerate(shape) if s != 1) - len(shape)  # counted from the end
@@ -161,7 +164,7 @@ def _reduced(node: fx.Node, context: Context, *, mean: bool) -> Op | None:
     """sum or mean: over a stack of values; a sum over the spatial axes is channel by channel."""
     source, dims = argument(node, 0, "input"), argument(node, 1, "dim")
     keep = argument(node, 2, "keepdim", False)
-    if not isinstance(source, fx.Node):
+    if not isinstance(source, fx.Node) or argument(node, 3, "dtype") is not None:
         return None
     parts = _stacked(source)
     if parts is not None:
@@ -232,7 +235,9 @@ def _negated(node: fx.Node, context: Context) -> Op | None:
 
 def _elementwise(node: fx.Node, *_: object) -> Op | None:
     source = argument(node, 0, "input")
-    return Opaque(inputs=(source,)) if isinstance(source, fx.Node) else None
+    if not isinstance(source, fx.Node) or len(node.all_input_nodes) > 1:
+        return None  # clamp(x, low): a bound may differ from channel to channel
+    return Opaque(inputs=(source,))
 
 
 def _prelu(node: fx.Node, module: Any, context: Context) -> Op | None:
@@ -241,6 +246,11 @@ def _prelu(node: fx.Node, module: Any, context: Context) -> Op | None:
 
 def _gelu_like(node: fx.Node, module: Any, context: Context) -> Op | None:
     return _elementwise(node)
+
+
+def _instance_norm(node: fx.Node, module: Any, context: Context) -> Op | None:
+    """Channel by channel, where it has nothing of its own for each channel."""
+    return Opaque() if module.affine or module.track_running_stats else _elementwise(node)
 
 
 Rule = Callable[[fx.Node, Context], Op | None]
@@ -264,6 +274,7 @@ _CHANNELWISE_FUNCTIONS = (
 
 MODULES: dict[type[nn.Module], Callable[[fx.Node, Any, Context], Op | None]] = {
     nn.PReLU: _prelu,
+    nn.InstanceNorm2d: _instance_norm,
     **dict.fromkeys(_CHANNELWISE_MODULES, _gelu_like),
 }
 FUNCTIONS: dict[Any, Rule] = {

@@ -33,8 +33,12 @@ def _assigned(node: fx.Node, context: Context) -> Op | None:
         return None
     source, before, after = padded
     values = {value for _, value in writes}
+    if any(user.target is assign for user in node.users):
+        return None  # a step on the way to the whole frame
     constant = values.pop()
-    if values or not isinstance(constant, fx.Node):
+    if values:
+        return context.declined(node, "writes different values into the frame of a padded image")
+    if not isinstance(constant, fx.Node):
         return None
     lazy, shape = context.tensor(constant), context.constants.shape(constant)
     if (
@@ -45,9 +49,11 @@ def _assigned(node: fx.Node, context: Context) -> Op | None:
     ):
         return None
     if not _is_frame([index for index, _ in writes], before, after):
-        return None
+        return context.declined(node, "writes into a padded image something else than its whole frame")
+    own = shape[-1 - len(before)] if len(shape) > len(before) else 1
 
     def build(_: int, channels: int | None) -> AffineConv | Decline:
+        channels = channels or (own if own > 1 else None)
         if channels is None:
             return Decline(Reason.UNKNOWN_FACT, "its channel count is not known", remedy="pass example_inputs")
         return makers.pad_values(channels, before, after, lambda: lazy().reshape(-1))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,14 +25,52 @@ class Context:
     constants: Constants
     shapes: Shapes
     whole: set[str] = field(default_factory=set)  # islands and excluded modules: never lifted
+    sure: Shapes | None = None  # shapes that hold for every input size, where `shapes` knows an example's
     structure: Shapes = field(init=False)  # what holds for every input: no example has a say
 
     def __post_init__(self) -> None:
         self.structure = Shapes(self.root, self.constants.shape)
 
+    @cached_property
+    def home(self) -> torch.dtype | None:
+        """The dtype of most parameters; None where there is only one, or none, and it is no question."""
+        sizes: Counter[torch.dtype] = Counter()
+        for tensor in (*self.root.parameters(), *self.root.buffers()):
+            if tensor.is_floating_point() or tensor.is_complex():
+                sizes[tensor.dtype] += tensor.numel()
+        complex_ = any(dtype.is_complex for dtype in sizes)
+        return sizes.most_common(1)[0][0] if len(sizes) > 1 or complex_ else None
+
+    def foreign(self, node: fx.Node) -> torch.dtype | None:
+        """A dtype of this node's own tensors that no fold may mix with the network's, if there is one.
+
+        Tensors without axes promote nothing.
+        """
+        if self.home is None:
+            return None
+        own: list[Tensor | None] = [self.constants.meta(n) for n in node.all_input_nodes]
+        if node.op == "call_module":
+            module = self.module(node)
+            own += [*module.parameters(), *module.buffers()]
+        for tensor in own:
+            if tensor is None or tensor.dim() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
+                continue
+            if tensor.is_complex() or tensor.dtype != self.home:
+                return tensor.dtype
+        return None
+
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a call_module node calls."""
         return self.root.get_submodule(str(node.target))
+
+    def recomputed(self, module: nn.Module, but: str = "") -> str:
+        """A tensor that a hook of the older weight_norm or spectral_norm recomputes before every call, or ""."""
+        names = (
+            str(getattr(hook, "name", ""))
+            for hook in module._forward_pre_hooks.values()
+            if hasattr(hook, "compute_weight")
+        )
+        return next((name for name in names if name != but), "")
 
     def declined(self, node: fx.Node, fact: str, remedy: str = "", reason: Reason = Reason.NOT_EXACT) -> Opaque:
         """An opaque node that says why."""

@@ -53,6 +53,8 @@ def _conv_module(node: fx.Node, module: Any, context: Context) -> Op | None:
     base = next((c for c in plain if isinstance(module, c)), None)
     if base is None or type(module).forward not in (base.forward, _Extended.forward):
         return context.declined(node, f"{type(module).__name__} overrides the convolution's forward")
+    if context.recomputed(module, but="weight"):
+        return context.declined(node, f"a hook recomputes its {context.recomputed(module, but='weight')} at every call")
     axes = len(module.kernel_size)
     before, after = _module_padding(module, axes)
     pads = getattr(module, "pads", ())
@@ -152,6 +154,8 @@ def _same_padding(kernel: Any, dilation: Any) -> tuple[tuple[int, ...], tuple[in
 def _linear_module(node: fx.Node, module: Any, context: Context) -> Op | None:
     if type(module).forward is not nn.Linear.forward:
         return context.declined(node, f"{type(module).__name__} overrides the linear's forward")
+    if context.recomputed(module, but="weight"):
+        return context.declined(node, f"a hook recomputes its {context.recomputed(module, but='weight')} at every call")
     map_ = makers.from_conv(
         _weight_of(module), None if module.bias is None else lambda: leaf(module.bias), shape=module.weight.shape
     )
@@ -224,7 +228,8 @@ def _pool(
     pads = tuple_of(padding, axes)
     if not isinstance(source, fx.Node) or sizes is None or steps is None or pads is None:
         return Opaque(inputs=(source,) if isinstance(source, fx.Node) else ())
-    if all(k == 1 for k in sizes) and all(s == 1 for s in steps) and not any(pads):
+    one_pixel = all(k == 1 for k in sizes) and all(s == 1 for s in steps) and not any(pads)
+    if one_pixel and divisor in (None, 1):
         return Alias(source)
     fact = ""
     if not count and any(pads):

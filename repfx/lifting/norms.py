@@ -69,6 +69,8 @@ def _batch_norm(node: fx.Node, module: Any, context: Context) -> Op | None:
     known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     if not any(type(module).forward is kind.forward for kind in known):
         return context.declined(node, f"{type(module).__name__} overrides the batch norm's forward")
+    if context.recomputed(module):
+        return context.declined(node, f"a hook recomputes its {context.recomputed(module)} at every call")
     if module.running_mean is None or module.running_var is None:
         return context.declined(node, "keeps no running statistics, so its output depends on the batch")
     if module.training:

@@ -16,14 +16,19 @@ from repfx.affine import AffineConv
 from repfx.decline import Decline, Reason
 from repfx.incidence import Ints
 from repfx.inplace import is_size
-from repfx.lifting.context import Context, argument
+from repfx.lifting.context import Context, argument, place_of
 from repfx.modules import ChannelOrder, ChannelSlice
-from repfx.ops import Affine, Alias, Concat, Op
+from repfx.ops import Affine, Alias, Concat, Op, Opaque
 from repfx.shapes import SPLITS, part_sizes, split_dim
 
 
-def selected(source: fx.Node, dim: int, indices: Ints, context: Context, total: int) -> Op | None:
-    """source.index_select(dim, indices), where that is the channel axis of some map."""
+def selected(
+    source: fx.Node, dim: int, indices: Ints, context: Context, total: int, *, given: bool = False
+) -> Op | None:
+    """source.index_select(dim, indices), where that is the channel axis of some map.
+
+    `total`, the size along `dim`, must hold for every input; it does where the code itself has `given` it.
+    """
     rank = context.shapes.rank(source)
     if rank is not None and dim < 0:
         dim %= rank
@@ -31,6 +36,9 @@ def selected(source: fx.Node, dim: int, indices: Ints, context: Context, total: 
     last = dim == -1 or (rank is not None and dim == rank - 1)
     if not first and not last:
         return None
+    if not given and context.sure is not None and context.sure.size(source, dim) != total:
+        fact = f"selects along an axis of which only the example says that its size is {total}"
+        return Opaque(Decline(Reason.UNKNOWN_FACT, fact, place_of(source), rule="lifting"))
     axes = None if rank is None else (rank - 2 if first else 0)
 
     def build(wanted: int, _: int | None) -> AffineConv | Decline:
@@ -97,7 +105,9 @@ def _part_of_split(node: fx.Node, source: fx.Node, index: int, context: Context)
         )
     index %= len(sizes)
     start = sum(sizes[:index])
-    return selected(value, dim, np.arange(start, start + sizes[index]), context, sum(sizes))
+    wish = source.args[1] if len(source.args) > 1 else None
+    part = np.arange(start, start + sizes[index])
+    return selected(value, dim, part, context, sum(sizes), given=isinstance(wish, tuple | list))
 
 
 def _getitem(node: fx.Node, context: Context) -> Op | None:
