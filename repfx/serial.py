@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import lcm
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repfx.affine import ZEROS, AffineConv, Border, moved, times
+from repfx.affine import REMEMBERED, ZEROS, AffineConv, Border, moved, times
 from repfx.decline import Decline, Reason
 from repfx.parallel import executable, grown, united
 from repfx.values import Values, composed, dilated, row_wise
@@ -181,14 +182,15 @@ class _Term:
         for axis, done in enumerate(self.summed):
             if done:
                 kernel = kernel.sum(2 + axis, keepdim=True)
-        rows = outer.incidence.rows  # (O, K)
+        incidence = outer.incidence
+        rows = incidence.sets if len(incidence.sets) == 1 else incidence.rows  # (O or 1, K)
         read = source[torch.as_tensor(rows.clip(0), device=source.device)]
         if self.inner_index < 0:
             read = read.reshape(*rows.shape, *(1 for _ in self.summed))
         out = kernel.new_zeros(len(kernel), *self.border.kernel)
         sizes = read.shape[2:]
         for tap in np.ndindex(*kernel.shape[2:]):
-            weight = kernel[(..., *tap)].reshape(*rows.shape, *(1 for _ in sizes))
+            weight = kernel[(..., *tap)].reshape(*kernel.shape[:2], *(1 for _ in sizes))
             place = tuple(slice(t * s, t * s + k) for t, s, k in zip(tap, self.spread, sizes))
             out[(slice(None), *place)] += (weight * read).sum(1)
         return out
@@ -262,8 +264,16 @@ def _multiple(outer: AffineConv, inner: AffineConv) -> tuple[int, ...]:
 
 def _support(outer: AffineConv, inner: AffineConv) -> NDArray[np.bool_]:
     """Taps of the composition: all sums of an outer tap, spread by the stride, and an inner tap."""
-    out = np.zeros(tuple((k2 - 1) * s + k1 for k2, s, k1 in zip(outer.kernel, inner.stride, inner.kernel)), bool)
-    for tap in np.argwhere(outer.support):
-        place = tuple(slice(t * s, t * s + k) for t, s, k in zip(tap, inner.stride, inner.kernel))
-        out[place] |= inner.support
+    return _sums(outer.support.tobytes(), outer.kernel, inner.support.tobytes(), inner.kernel, inner.stride)
+
+
+@lru_cache(REMEMBERED)
+def _sums(
+    outer: bytes, k2: tuple[int, ...], inner: bytes, k1: tuple[int, ...], stride: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    own = np.frombuffer(inner, bool).reshape(k1)
+    out = np.zeros(tuple((a - 1) * s + b for a, s, b in zip(k2, stride, k1)), bool)
+    for tap in np.argwhere(np.frombuffer(outer, bool).reshape(k2)):
+        place = tuple(slice(t * s, t * s + k) for t, s, k in zip(tap, stride, k1))
+        out[place] |= own
     return out

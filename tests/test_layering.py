@@ -52,8 +52,16 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "deciding": ("repfx.cost", "repfx.objective", "repfx.protocol", "repfx.absorbing"),
     "passes": ("passes",),
-    "writing": ("repfx.emission", "repfx.attending", "repfx.verification", "repfx.equivalence", "repfx.rewriting"),
-    "composing": ("repfx.attributes", "repfx.keys", "repfx.compiler", "repfx"),
+    "writing": (
+        "repfx.emission",
+        "repfx.attending",
+        "repfx.verification",
+        "repfx.equivalence",
+        "repfx.rewriting",
+        "repfx.naming",
+        "repfx.assembly",
+    ),
+    "composing": ("repfx.attributes", "repfx.keys", "repfx.counting", "repfx.compiler", "repfx"),
     "outside": (
         "repfx.aten",
         "repfx.messages",
