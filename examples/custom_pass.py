@@ -16,7 +16,7 @@ import repfx
 from repfx.decline import Decline, Reason
 from repfx.form import Kind, form_of
 from repfx.graph import LiftedGraph
-from repfx.ops import Affine
+from repfx.ops import Affine, Op
 from repfx.protocol import Apply, Proposal
 from repfx.regions import between
 
@@ -31,6 +31,7 @@ class FoldNorms:
     """
 
     name: str = "fold_norms"
+    about: tuple[type[Op], ...] = (Affine,)
     last_first: bool = False
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

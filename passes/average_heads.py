@@ -16,7 +16,7 @@ from torch import fx
 
 from repfx.decline import Decline
 from repfx.graph import LiftedGraph
-from repfx.ops import Sum
+from repfx.ops import Op, Sum
 from repfx.protocol import Apply, Proposal
 from repfx.regions import between, dominators
 
@@ -26,6 +26,7 @@ class AverageHeads:
     """Collapse a scaled value and everything affine before it, up to where its branches fork."""
 
     name: str = "average_heads"
+    about: tuple[type[Op], ...] = (Sum,)
     last_first: bool = True
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

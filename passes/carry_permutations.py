@@ -24,7 +24,7 @@ from repfx.form import form_of
 from repfx.graph import LiftedGraph
 from repfx.incidence import Ints
 from repfx.makers import select
-from repfx.ops import Affine, Alias, Concat, Constant, Input, Normalised, Opaque, Resampling, Sum
+from repfx.ops import Affine, Alias, Concat, Constant, Input, Normalised, Op, Opaque, Resampling, Sum
 from repfx.protocol import Apply, Expr, Proposal, Ref
 from repfx.regions import applied
 
@@ -34,6 +34,7 @@ class CarryPermutations:
     """Remove an explicit channel order by reordering the weights of all readers."""
 
     name: str = "carry_permutations"
+    about: tuple[type[Op], ...] = (Affine,)
     last_first: bool = False
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

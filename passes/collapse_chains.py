@@ -20,7 +20,7 @@ from torch import fx
 from repfx.affine import AffineConv
 from repfx.decline import Decline
 from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Sum
+from repfx.ops import Affine, Op, Sum
 from repfx.protocol import Apply, Proposal
 from repfx.regions import between
 
@@ -30,6 +30,7 @@ class CollapseChains:
     """Merge a map with the map it reads, if nothing else reads that."""
 
     name: str = "collapse_chains"
+    about: tuple[type[Op], ...] = (Affine, Sum)
     last_first: bool = False  # long chains collapse in one sweep
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

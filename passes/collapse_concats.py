@@ -17,7 +17,7 @@ from torch import fx
 
 from repfx.decline import Decline
 from repfx.graph import LiftedGraph
-from repfx.ops import Concat
+from repfx.ops import Concat, Op
 from repfx.protocol import Apply, Proposal
 from repfx.regions import between, dominators
 
@@ -27,6 +27,7 @@ class CollapseConcats:
     """Collapse a fork and the concatenation that joins it into one map."""
 
     name: str = "collapse_concats"
+    about: tuple[type[Op], ...] = (Concat,)
     last_first: bool = True
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

@@ -17,7 +17,7 @@ from torch import fx
 from repfx.affine import scaled
 from repfx.decline import Decline
 from repfx.graph import LiftedGraph
-from repfx.ops import Sum
+from repfx.ops import Op, Sum
 from repfx.parallel import add
 from repfx.protocol import Add, Apply, Expr, Proposal, Ref
 from repfx.regions import Dominators, between, dominators
@@ -28,6 +28,7 @@ class CollapseSums:
     """Collapse the terms of a sum that have a common fork into one map."""
 
     name: str = "collapse_sums"
+    about: tuple[type[Op], ...] = (Sum,)
     last_first: bool = True  # a sum inside a larger sum only if that one fails
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

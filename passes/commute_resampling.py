@@ -23,7 +23,7 @@ from repfx.affine import AffineConv, over
 from repfx.decline import Decline, Reason
 from repfx.form import Kind, form_of
 from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Resampling, Resolution, Sum
+from repfx.ops import ANY, Affine, Op, Resampling, Resolution, Sum
 from repfx.protocol import Apply, Expr, Proposal, Ref, Through
 from repfx.regions import applied
 
@@ -36,6 +36,7 @@ class CommuteResampling:
     """Move per-pixel maps through upsampling, pooling, means and transpositions."""
 
     name: str = "commute_resampling"
+    about: tuple[type[Op], ...] = ANY
     last_first: bool = False
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

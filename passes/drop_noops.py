@@ -16,7 +16,7 @@ from torch import fx
 from repfx.affine import AffineConv
 from repfx.decline import Decline
 from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Alias
+from repfx.ops import Affine, Alias, Op
 from repfx.protocol import Proposal, Ref
 
 
@@ -25,6 +25,7 @@ class DropNoops:
     """Remove operations that return their argument."""
 
     name: str = "drop_noops"
+    about: tuple[type[Op], ...] = (Affine, Alias)
     last_first: bool = False
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

@@ -18,7 +18,7 @@ from torch import fx
 from repfx.absorbing import Absorption, absorbed
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph
-from repfx.ops import Normalised
+from repfx.ops import Normalised, Op
 from repfx.protocol import Plain, Proposal
 
 
@@ -27,6 +27,7 @@ class FoldNormAffine:
     """Layer, group and RMS norms without elementwise affine, where that is free."""
 
     name: str = "fold_norm_affine"
+    about: tuple[type[Op], ...] = (Normalised,)
     last_first: bool = False
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

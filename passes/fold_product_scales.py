@@ -24,7 +24,7 @@ from repfx.graph import LiftedGraph
 from repfx.incidence import Ints
 from repfx.inplace import is_size
 from repfx.makers import pointwise
-from repfx.ops import Affine, Sum
+from repfx.ops import ANY, Affine, Op, Sum
 from repfx.protocol import Apply, Proposal, Ref
 from repfx.regions import applied
 from repfx.strands import readers_of, viewed
@@ -35,6 +35,7 @@ class FoldProductScales:
     """Remove the factor of a product, or of a view that a product reads, by scaling the rows of a projection."""
 
     name: str = "fold_product_scales"
+    about: tuple[type[Op], ...] = ANY
     last_first: bool = False
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

@@ -19,7 +19,7 @@ from torch import fx
 from repfx.affine import AffineConv, linear_part, restrict, scaled, take
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Concat, Opaque, Sum
+from repfx.ops import Affine, Concat, Op, Opaque, Sum
 from repfx.protocol import Add, Apply, Cat, Expr, Proposal
 from repfx.regions import applied
 
@@ -29,6 +29,7 @@ class FoldScales:
     """Distribute a per-pixel, per-channel map over the branches before it or the readers after it."""
 
     name: str = "fold_scales"
+    about: tuple[type[Op], ...] = (Affine,)
     last_first: bool = False
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

@@ -19,7 +19,7 @@ from passes.fold_scales import scale_of
 from repfx.affine import repeated
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Opaque
+from repfx.ops import Affine, Op, Opaque
 from repfx.protocol import Apply, Proposal, Ref
 from repfx.regions import applied
 
@@ -29,6 +29,7 @@ class FoldThroughShuffle:
     """Move a scale from behind a PixelShuffle into what makes the shuffled value."""
 
     name: str = "fold_through_shuffle"
+    about: tuple[type[Op], ...] = (Affine,)
     last_first: bool = False
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

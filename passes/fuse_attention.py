@@ -35,7 +35,7 @@ from repfx.form import Kind, form_of
 from repfx.graph import LiftedGraph
 from repfx.lifting.context import argument
 from repfx.makers import identity, select
-from repfx.ops import Affine, Alias, Concat, Sum
+from repfx.ops import ANY, Affine, Alias, Concat, Op, Sum
 from repfx.parallel import concat
 from repfx.protocol import Apply, Attend, Expr, Proposal, Ref, Shared
 from repfx.regions import applied, shifted_by, used_outside
@@ -49,6 +49,7 @@ class FuseAttention:
     """Write attention as `scaled_dot_product_attention`, the heads of a concatenation stacked."""
 
     name: str = "fuse_attention"
+    about: tuple[type[Op], ...] = ANY
     last_first: bool = True
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

@@ -20,7 +20,7 @@ from repfx.decline import Decline, Reason
 from repfx.form import Kind, form_of
 from repfx.graph import LiftedGraph
 from repfx.makers import select
-from repfx.ops import Affine
+from repfx.ops import ANY, Affine, Op
 from repfx.parallel import concat
 from repfx.protocol import Proposal, Shared
 
@@ -32,6 +32,7 @@ class MergeSiblings:
     """Stack the convolutions or linears of one value."""
 
     name: str = "merge_siblings"
+    about: tuple[type[Op], ...] = ANY
     last_first: bool = False
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

@@ -22,7 +22,7 @@ from repfx.decline import Decline, Reason
 from repfx.form import Kind, form_of
 from repfx.graph import LiftedGraph
 from repfx.makers import select
-from repfx.ops import Affine, Concat
+from repfx.ops import Affine, Concat, Op
 from repfx.protocol import Add, Apply, Expr, Proposal
 from repfx.regions import applied
 
@@ -32,6 +32,7 @@ class SplitConcats:
     """Distribute a map that mixes all channels over the branches of the concatenation it reads."""
 
     name: str = "split_concats"
+    about: tuple[type[Op], ...] = (Affine,)
     last_first: bool = False
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:

@@ -110,23 +110,23 @@ class AffineConv:
         """Number of output channels."""
         return self.incidence.outputs
 
-    @property
+    @cached_property
     def after(self) -> tuple[int, ...]:
         """Padding after the last position; negative crops."""
         return tuple(e - b + k for e, b, k in zip(self.extent, self.before, self.kernel))
 
-    @property
+    @cached_property
     def is_pointwise(self) -> bool:
         """One tap, no stride, no padding: a per-pixel map."""
         plain = zip(self.kernel, self.stride, self.before, self.extent)
         return not self.is_zoomed and all(k == 1 and s == 1 and b == 0 and e == -1 for k, s, b, e in plain)
 
-    @property
+    @cached_property
     def is_zoomed(self) -> bool:
         """Whether the input is spread: a transposed convolution with a stride."""
         return any(z > 1 for z in self.zoom)
 
-    @property
+    @cached_property
     def is_identity(self) -> bool:
         """Whether the output is the input, by structure."""
         return (

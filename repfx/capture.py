@@ -26,6 +26,7 @@ from repfx.dead import remove_dead
 from repfx.decline import TrainingModeError, UserError
 from repfx.inplace import functionalize
 from repfx.keywords import own_keywords
+from repfx.modules import index_modules
 from repfx.questions import is_user_code
 from repfx.report import Island
 from repfx.sizes import read_sizes_early
@@ -145,6 +146,7 @@ def capture(
                 return Capture(model, None, list(islands.values()), excluded)
             whole.update(fresh)
             continue
+        index_modules(shell)
         functionalize(graph, shell, whole)
         own_keywords(graph)
         spell_out(graph, shell)
@@ -203,7 +205,7 @@ def unchanged(model: nn.Module) -> Iterator[list[nn.Module]]:
     counting: list[nn.Module] = []
     before = [(module, dict(module.__dict__)) for module in model.modules()]
     caches = [
-        (v, copy.copy(v))
+        (v, v.copy() if type(v) is not OrderedDict else dict(v))
         for _, attributes in before
         for v in attributes.values()
         if type(v) in (dict, OrderedDict, list, set)  # hooks are kept in ordered ones
@@ -212,6 +214,8 @@ def unchanged(model: nn.Module) -> Iterator[list[nn.Module]]:
         yield counting
     finally:
         for cache, content in caches:
+            if not cache and not content:
+                continue
             if isinstance(cache, dict) and (
                 cache.keys() != content.keys() or any(cache[key] is not value for key, value in content.items())
             ):

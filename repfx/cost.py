@@ -51,7 +51,7 @@ class Cost:
 
     def at(self, density: Fraction | int) -> Cost:
         """The same at a resolution `density` times higher than the sink's (below one: lower)."""
-        return replace(self, macs=ceil(self.macs * density))
+        return self if density == 1 else replace(self, macs=ceil(self.macs * density))
 
 
 def cost_of_form(form: Form) -> Cost:
@@ -142,17 +142,18 @@ def cost_of_nodes(lifted: LiftedGraph, nodes: Sequence[fx.Node], sinks: Sequence
     """
     if len(sinks) > 1:
         return sum((cost_of_node(lifted, node, axes) for node in nodes), Cost())
-    density = dict.fromkeys(sinks, Fraction(1))
+    density: dict[fx.Node, Fraction | int] = dict.fromkeys(sinks, 1)
     total = Cost()
     for node in sorted(nodes, reverse=True):
-        own = density.get(node, Fraction(1))
+        own = density.get(node, 1)
         total = total + cost_of_node(lifted, node, axes).at(own)
         op = lifted.op(node)
         factor = own
         sources = lifted.sources(node)
         if isinstance(op, Affine):
             map_ = lifted.map_of(node, axes if op.axes is None else op.axes)
-            factor *= Fraction(prod(map_.stride), prod(map_.zoom)) if isinstance(map_, AffineConv) else 1
+            if isinstance(map_, AffineConv):
+                factor *= Fraction(prod(map_.stride), prod(map_.zoom)) if map_.is_zoomed else prod(map_.stride)
         elif isinstance(op, Resampling):
             factor *= op.resolution.density
             sources = (op.source,)

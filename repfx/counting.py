@@ -10,7 +10,7 @@ from repfx.constants import attribute
 from repfx.form import form_of
 from repfx.graph import LiftedGraph
 from repfx.inplace import is_size
-from repfx.modules import BorderTerm, ChannelOrder, ScaleShift
+from repfx.modules import BorderTerm, ChannelOrder, ScaleShift, module_at
 from repfx.report import OpCounts
 
 _FUNCTION_KINDS = {
@@ -35,7 +35,7 @@ def count_graph(graph: fx.Graph, root: nn.Module) -> OpCounts:
     counts: Counter[str] = Counter()
     for node in graph.nodes:
         if node.op == "call_module":
-            counts.update(count_module(root.get_submodule(str(node.target))))
+            counts.update(count_module(module_at(root, str(node.target))))
         elif (kind := _kind_of_call(node)) is not None:
             counts[kind] += 1
     return OpCounts(**counts, parameters=sum(p.numel() for p in root.parameters()))
@@ -88,7 +88,7 @@ def count_plan(lifted: LiftedGraph) -> OpCounts:
     seen: set[str] = set()
     for node in left:
         if node.op == "call_module":
-            module = lifted.root.get_submodule(str(node.target))
+            module = module_at(lifted.root, str(node.target))
             counts.update(count_module(module))
             if str(node.target) not in seen:
                 seen.add(str(node.target))

@@ -107,12 +107,17 @@ class LiftedGraph:
         """All nodes in order of execution."""
         return list(self.graph.nodes)
 
+    def watch(self) -> set[fx.Node]:
+        """From now on, the nodes that are looked at go into a new set: what the next conclusion rests on."""
+        self._looked = set()
+        return self._looked
+
     @contextmanager
-    def watched(self) -> Iterator[set[fx.Node]]:
-        """Collects the nodes that are looked at meanwhile: what a conclusion rests on."""
-        outer, self._looked = self._looked, set()
+    def unwatched(self) -> Iterator[None]:
+        """What is looked at meanwhile is not noted."""
+        outer, self._looked = self._looked, None
         try:
-            yield self._looked
+            yield
         finally:
             self._looked = outer
 

@@ -23,6 +23,7 @@ from torch.fx.proxy import ParameterProxy
 
 from repfx.functional import assign
 from repfx.islands import may_overwrite
+from repfx.modules import module_at
 
 
 class SizedParameterProxy(ParameterProxy):
@@ -119,7 +120,7 @@ def _alias(graph: fx.Graph, root: nn.Module, nodes: set[fx.Node]) -> None:
                 value = _attribute(root, node)
                 held = [value] if isinstance(value, Tensor) else []
             case "call_module":
-                module = root.get_submodule(str(node.target))
+                module = module_at(root, str(node.target))
                 held = [*module.parameters(), *module.buffers()]
             case _:
                 continue
@@ -153,7 +154,7 @@ def _mark_overwriters(graph: fx.Graph, root: nn.Module, whole: set[str]) -> None
     for node in graph.nodes:
         if node.op != "call_module" or str(node.target) not in whole:
             continue
-        if not may_overwrite(root.get_submodule(str(node.target))):
+        if not may_overwrite(module_at(root, str(node.target))):
             continue
         node.meta["overwrites"] = True  # never dead, though nobody may read its result
         for given in node.all_input_nodes:
@@ -199,7 +200,7 @@ def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
         return None
     match node.op:
         case "call_module":
-            module = root.get_submodule(str(node.target))
+            module = module_at(root, str(node.target))
             return first if getattr(module, "inplace", False) is True else None
         case "call_function":
             name = getattr(node.target, "__name__", "")
@@ -240,7 +241,7 @@ def _is_view(node: fx.Node, root: nn.Module) -> bool:
     if node.meta.get("aliased") and _mutated(node, root) is not None:
         return True  # it returns the very tensor that it overwrote
     if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
+        module = module_at(root, str(node.target))
         if not type(module).__module__.startswith("torch.nn"):
             return True  # code we do not read may return its argument
         return isinstance(module, _SAME_MODULES)

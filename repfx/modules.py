@@ -14,6 +14,19 @@ from torch import Tensor, nn
 
 from repfx.decline import InputError
 
+_INDEX = "_repfx_modules"
+
+
+def index_modules(root: nn.Module) -> None:
+    """Remember all modules of a shell by path, which is then asked for them many times."""
+    root.__dict__[_INDEX] = dict(root.named_modules(remove_duplicate=False))
+
+
+def module_at(root: nn.Module, path: str) -> nn.Module:
+    """`root.get_submodule(path)`, from the index where there is one."""
+    found = root.__dict__.get(_INDEX, {}).get(path)
+    return root.get_submodule(path) if found is None else found
+
 
 class ChannelOrder(nn.Module):
     """y[:, o] = x[:, index[o]]: a permutation, slice or repetition of channels along `dim`."""

@@ -148,6 +148,7 @@ class Normalised:
 
 
 Op = Affine | Sum | Concat | Alias | Constant | Input | Resampling | Normalised | Opaque
+ANY: tuple[type[Op], ...] = (Affine, Sum, Concat, Alias, Input, Resampling, Normalised, Opaque)  # of the input
 
 
 def affine_sources(op: Op) -> tuple[fx.Node, ...]:

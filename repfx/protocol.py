@@ -17,6 +17,7 @@ from torch import fx
 from repfx.affine import AffineConv
 from repfx.decline import Decline
 from repfx.graph import LiftedGraph
+from repfx.ops import Op
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,16 @@ class Proposal:
 
 
 class Pass(Protocol):
-    """One idea.  `name` is its file's name; with `last_first`, later values are asked before earlier ones."""
+    """One idea.  `name` is its file's name.
+
+    It is asked about the values whose operation is one of `about`; with `last_first`, about later values first.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def about(self) -> tuple[type[Op], ...]: ...
 
     @property
     def last_first(self) -> bool: ...

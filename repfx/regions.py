@@ -35,7 +35,7 @@ class Dominators:
         self._lifted = lifted
         self._above: dict[fx.Node, fx.Node | None] = {}  # by first names; None: the root
         self._depth: dict[fx.Node, int] = {}
-        with lifted.watched():  # who dominates whom rests on the region in between, which `between` looks at
+        with lifted.unwatched():  # who dominates whom rests on the region in between, which `between` looks at
             for node in lifted.graph.nodes:
                 self._place(node)
 
@@ -64,7 +64,7 @@ class Dominators:
         lifted, first = self._lifted, self._lifted.first_name(node)
         if first not in self._above:  # a rewrite made it
             work = [node]
-            with lifted.watched():
+            with lifted.unwatched():
                 while work:
                     missing = [s for s in lifted.sources(work[-1]) if lifted.first_name(s) not in self._above]
                     if missing:

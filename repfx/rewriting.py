@@ -47,6 +47,7 @@ class Engine:
     verify_seconds: float = 0.0
     _shared: dict[int, fx.Node] = field(default_factory=dict)  # what one commitment builds once and reads again
     _open: list[set[fx.Node]] = field(default_factory=list)  # values that each pass has yet to be asked about
+    _about: list[frozenset[type[Op]]] = field(default_factory=list)  # which operations each pass is asked about
     _settled: dict[_Question, list[Decline]] = field(default_factory=dict)  # what was refused about each
     _rests_on: dict[fx.Node, set[_Question]] = field(default_factory=dict)  # whose answers rest on a node
 
@@ -55,7 +56,10 @@ class Engine:
 
         Every commitment strictly lowers the cost, so this ends; `limit` only guards against our bugs.
         """
-        self._open = [set(self.lifted.graph.nodes) for _ in passes]
+        self._about = [frozenset(one.about) for one in passes]
+        self._open = [set() for _ in passes]
+        for node in self.lifted.graph.nodes:
+            self._introduce(node, self.lifted.op(node))
         for sweep in range(limit):
             if not self._sweep(passes, sweep):
                 return
@@ -92,20 +96,25 @@ class Engine:
     def _ask(self, index: int, one: Pass, node: fx.Node) -> bool:
         """Take what a pass proposes about a value through the gate; whether anything was committed."""
         refused, changed = [], False
-        with self.lifted.watched() as looked_at:
-            for item in one.propose(self.lifted, node):
-                outcome = item if isinstance(item, Decline) else self.gate(item)
-                if isinstance(outcome, Decline):
-                    refused.append(outcome.by(one.name))
-                else:
-                    changed = True
+        looked_at = self.lifted.watch()
+        for item in one.propose(self.lifted, node):
+            outcome = item if isinstance(item, Decline) else self.gate(item)
+            if isinstance(outcome, Decline):
+                refused.append(outcome.by(one.name))
+            else:
+                changed = True
         if changed:
             self._open[index].add(node)
             return True
         question = (index, node)
         self._settled[question] = refused
-        for other in looked_at | {node}:
-            self._rests_on.setdefault(other, set()).add(question)
+        looked_at.add(node)
+        for other in looked_at:
+            rests = self._rests_on.get(other)
+            if rests is None:
+                self._rests_on[other] = {question}
+            else:
+                rests.add(question)
         return False
 
     def _reopen(self, changed: Iterable[fx.Node]) -> None:
@@ -268,8 +277,12 @@ class Engine:
     def _define(self, node: fx.Node, op: Op) -> None:
         """A new node of the graph, which every pass will be asked about."""
         self.lifted.define(node, op)
-        for values in self._open:
-            values.add(node)
+        self._introduce(node, op)
+
+    def _introduce(self, node: fx.Node, op: Op) -> None:
+        for values, about in zip(self._open, self._about):
+            if type(op) in about:
+                values.add(node)
 
     def _tokens(self, value: fx.Node, map_: AffineConv) -> tuple[int | None, ...] | None:
         """Partial shape of a map of the last axis."""

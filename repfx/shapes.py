@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repfx.constants import attribute
+from repfx.modules import module_at
 
 Shape = tuple[int | None, ...] | None
 
@@ -103,7 +104,7 @@ class Shapes:
             case "placeholder":
                 return self._from_readers(node)
             case "call_module":
-                return self._module(node, self.root.get_submodule(str(node.target)))
+                return self._module(node, module_at(self.root, str(node.target)))
             case "call_function":
                 return self._function(node, node.target)
             case "call_method":
@@ -119,7 +120,7 @@ class Shapes:
                 if behind is not None and self._pads_space_only(user, len(behind) - 2):
                     return (*behind[:2], *(None,) * (len(behind) - 2))
             if user.op == "call_module":
-                module = self.root.get_submodule(str(user.target))
+                module = module_at(self.root, str(user.target))
                 if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and user.args[:1] == (node,):
                     return (None, module.in_channels, *(None,) * len(module.kernel_size))
                 if type(module) in _BATCH_NORM_RANK:
@@ -142,7 +143,7 @@ class Shapes:
         if source is not node:
             return False
         if user.op == "call_module":
-            return isinstance(self.root.get_submodule(str(user.target)), (*_PADS, *_POOLS, *_PIXELWISE))
+            return isinstance(module_at(self.root, str(user.target)), (*_PADS, *_POOLS, *_PIXELWISE))
         if user.op != "call_function":
             return False
         if user.target is operator.getitem:

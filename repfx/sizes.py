@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from repfx.dead import remove_dead
 from repfx.inplace import is_size
+from repfx.modules import module_at
 
 _NORMS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
@@ -74,7 +75,7 @@ def batches(node: fx.Node, root: nn.Module, whole: set[str]) -> list[fx.Node]:
     """
     out, unsure, proved = [node], 0, False
     while (before := _before(out[-1], root, whole, _BATCHED, _BATCHED_FUNCTIONS)) is not None:
-        kind = type(root.get_submodule(str(out[-1].target))) if out[-1].op == "call_module" else None
+        kind = type(module_at(root, str(out[-1].target))) if out[-1].op == "call_module" else None
         proved |= kind in _TAKES_BATCHES
         unsure = unsure or (len(out) if kind in _CHANGES_CHANNELS else 0)
         out.append(before)
@@ -96,7 +97,7 @@ def _before(
 ) -> fx.Node | None:
     """What a layer of these kinds reads, if the node is one."""
     if node.op == "call_module":
-        known = str(node.target) not in whole and type(root.get_submodule(str(node.target))) in kinds
+        known = str(node.target) not in whole and type(module_at(root, str(node.target))) in kinds
     else:
         known = node.op == "call_function" and node.target in functions
     source = node.args[0] if known and node.args else None

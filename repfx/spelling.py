@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from repfx.constants import Constants
+from repfx.modules import module_at
 
 _MAKERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
@@ -86,7 +87,7 @@ def _takes_up(value: fx.Node, root: nn.Module) -> bool:
     """Whether a factor per channel vanishes in what makes this value."""
     if value.op != "call_module" or len(value.users) != 1:
         return False
-    return isinstance(root.get_submodule(str(value.target)), _MAKERS)
+    return isinstance(module_at(root, str(value.target)), _MAKERS)
 
 
 def _name(node: fx.Node) -> str:

@@ -92,7 +92,10 @@ def attributes(model: nn.Module) -> Attributes:
 
 
 def _differs(module: nn.Module, before: dict[str, Any]) -> bool:
-    now = {name: value for name, value in module.__dict__.items() if not _is_met(name)}
+    now = module.__dict__
+    if len(now) == len(before) and all(now.get(name, before) is value for name, value in before.items()):
+        return False
+    now = {name: value for name, value in now.items() if not _is_met(name)}
     return now.keys() != before.keys() or any(now[name] is not value for name, value in before.items())
 
 

@@ -24,6 +24,7 @@ from repfx.decline import Decline, Reason
 from repfx.emission import Target, emit
 from repfx.graph import LiftedGraph
 from repfx.inplace import is_size
+from repfx.modules import module_at
 from repfx.ops import Affine, Normalised, Resampling
 from repfx.protocol import Add, Apply, Attend, Cat, Expr, Plain, Proposal, Ref, Shared, Then, Through
 from repfx.state import copied
@@ -262,7 +263,7 @@ class _Runner:
             case "call_module":
                 path = str(node.target)
                 if path not in self._modules:
-                    self._modules[path] = copied(self.lifted.root.get_submodule(path)).double()
+                    self._modules[path] = copied(module_at(self.lifted.root, path)).double()
                 return self._modules[path](*args, **kwargs)
             case "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)

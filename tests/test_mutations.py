@@ -18,6 +18,7 @@ from passes import DEFAULT_PASSES
 from repfx.affine import AffineConv
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph
+from repfx.ops import Op
 from repfx.protocol import Add, Apply, Attend, Cat, Expr, Pass, Plain, Proposal, Ref, Shared, Then, Through
 from repfx.values import Values
 from tests import hostile
@@ -108,6 +109,10 @@ class Off:
     @property
     def name(self) -> str:
         return self.inner.name
+
+    @property
+    def about(self) -> tuple[type[Op], ...]:
+        return self.inner.about
 
     @property
     def last_first(self) -> bool:

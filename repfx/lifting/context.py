@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from repfx.constants import Constants
 from repfx.decline import Decline, Reason
+from repfx.modules import module_at
 from repfx.ops import Opaque
 from repfx.shapes import Shapes
 
@@ -61,7 +62,7 @@ class Context:
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a call_module node calls."""
-        return self.root.get_submodule(str(node.target))
+        return module_at(self.root, str(node.target))
 
     def recomputed(self, module: nn.Module, but: str = "") -> str:
         """A tensor that a hook of the older weight_norm or spectral_norm recomputes before every call, or ""."""
