@@ -8,9 +8,12 @@ from passes.collapse_sums import CollapseSums
 from passes.commute_resampling import CommuteResampling
 from passes.drop_noops import DropNoops
 from passes.fold_norm_affine import FoldNormAffine
+from passes.fold_product_scales import FoldProductScales
 from passes.fold_scales import FoldScales
 from passes.fold_through_shuffle import FoldThroughShuffle
+from passes.fuse_attention import FuseAttention
 from passes.merge_siblings import MergeSiblings
+from passes.split_concats import SplitConcats
 from repfx.protocol import Pass
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
@@ -18,11 +21,14 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     CollapseChains(),
     FoldScales(),
     FoldThroughShuffle(),
+    FoldProductScales(),
     CollapseSums(),
     AverageHeads(),
     CollapseConcats(),
+    SplitConcats(),
     CommuteResampling(),
     FoldNormAffine(),
+    FuseAttention(),
     MergeSiblings(),
     CarryPermutations(),
 )

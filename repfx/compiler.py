@@ -25,7 +25,7 @@ from repfx.decline import Decline, Reason, UserError
 from repfx.emission import Target, emit
 from repfx.equivalence import verify as verify_models
 from repfx.form import form_of
-from repfx.graph import LiftedGraph, Record, common_path
+from repfx.graph import Call, LiftedGraph, Record, common_path
 from repfx.inplace import is_size
 from repfx.objective import OBJECTIVES, Objective
 from repfx.protocol import Pass
@@ -244,6 +244,7 @@ def _emit_all(
         if record.kinds:
             merges.append(_merge(record, path))
         del lifted.records[node]
+    merges += [_called(call) for call in lifted.calls.values()]
     remove_dead(lifted.graph)
     return merges, names.emitted
 
@@ -251,15 +252,23 @@ def _emit_all(
 def _planned(lifted: LiftedGraph) -> list[Merge]:
     names = _Names(lifted)
     found = [(n, lifted.records[n]) for n in lifted.nodes() if n in lifted.records]
-    return [_merge(record, names.choose(record, node)) for node, record in found if record.kinds]
+    merges = [_merge(record, names.choose(record, node)) for node, record in found if record.kinds]
+    return [*merges, *(_called(call) for call in lifted.calls.values())]
+
+
+def _called(call: Call) -> Merge:
+    return Merge(call.place, call.rule, _counted(call.kinds), call.text, call.note, call.sources, call.error)
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items(), key=lambda item: -item[1]))
 
 
 def _merge(record: Record, path: str) -> Merge:
-    before = ", ".join(f"{n} {kind}" for kind, n in sorted(record.kinds.items(), key=lambda item: -item[1]))
     return Merge(
         path,
         " + ".join(record.rules),
-        before,
+        _counted(record.kinds),
         str(form_of(record.map)),
         record.note,
         tuple(record.sources),

@@ -71,6 +71,14 @@ class Constants:
             self._meta[node] = value if isinstance(value, Tensor) else None
         return self._meta[node]
 
+    def dtype(self, node: fx.Node) -> torch.dtype | None:
+        """Element type of a constant tensor, as the model computes it."""
+        if self.shape(node) is None:
+            return None
+        with torch.no_grad():
+            value = self._run(node, lambda t: t.detach().to("meta"))
+        return value.dtype if isinstance(value, Tensor) else None
+
     def value(self, node: fx.Node) -> Tensor:
         """The constant in float64 (integers as they are).
 

@@ -1,8 +1,8 @@
 """What an operation costs, from structure alone, and operations counted in a real forward.
 
-`heavy` are convolutions and linears, `light` are passes over memory (adds, copies, concatenations; a
-lone scale and shift is two).  `macs` are per position of the sink's output, so that values of
-different resolution compare.
+`heavy` are convolutions, linears and products of two values, `light` are passes over memory (adds, copies,
+concatenations; a lone scale and shift is two).  `macs` are per position of the sink's output, so that
+values of different resolution compare.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.nn.modules import padding
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repfx.affine import AffineConv
+from repfx.attention import is_call, product_of, transposed_last
 from repfx.decline import Decline
 from repfx.form import Form, Kind, form_of
 from repfx.functional import assign
@@ -115,8 +116,23 @@ def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
             return Cost(light=1)
         case Normalised(parameters=parameters):
             return Cost(light=1, parameters=parameters)  # the scale and shift; what it normalises is not counted
-        case Constant() | Input() | Opaque():
+        case Opaque():
+            return _cost_of_opaque(lifted, node)
+        case Constant() | Input():
             return Cost()
+
+
+def _cost_of_opaque(lifted: LiftedGraph, node: fx.Node) -> Cost:
+    """A product of two values is heavy, a transposition is a view, anything else a pass over memory."""
+    if is_call(node):
+        return COST_OF_ATTENTION
+    if product_of(lifted, node) is not None:
+        return Cost(heavy=1)
+    return Cost(light=0 if transposed_last(lifted, node) is not None else 1)
+
+
+# Two products, and the scores between them are never written to memory.
+COST_OF_ATTENTION = Cost(heavy=2)
 
 
 def cost_of_nodes(lifted: LiftedGraph, nodes: Sequence[fx.Node], sinks: Sequence[fx.Node], axes: int) -> Cost:
@@ -184,6 +200,10 @@ class _Counter(TorchDispatchMode):
         elif name in ("bmm", "baddbmm"):
             self.add("others")
             self.macs += args[-2].shape[-1] * out.numel()
+        elif name.startswith("_scaled_dot_product") and isinstance(out, tuple):
+            self.add("others")
+            query, key, value = args[:3]
+            self.macs += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
         elif name in _NORMS:
             self.add("batch_norms")
         elif name in ("add", "add_", "sub", "sub_"):

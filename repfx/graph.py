@@ -49,6 +49,19 @@ class Record:
     error: float | None = None
 
 
+@dataclass(frozen=True)
+class Call:
+    """The history of a value that one call computes without a map of its own: an attention."""
+
+    text: str
+    rule: str
+    place: str
+    kinds: Counter[str]
+    sources: tuple[str, ...]
+    note: str = ""
+    error: float | None = None
+
+
 class LiftedGraph:
     """One captured graph with its lifted operations."""
 
@@ -57,15 +70,17 @@ class LiftedGraph:
         self.root = root
         constants = Constants(root)
         self.context = Context(root, constants, Shapes(root, constants.shape), whole)
+        signals = any(_reads_signals(node, root) for node in graph.nodes) if shapes else False
         if shapes:
             self.context.sure = Shapes(root, constants.shape)
         for node in graph.nodes:
             if node.name in shapes:
                 known = shapes[node.name]
                 self.context.shapes.set(node, (None, *known[1:]) if known else known)
-                if node.op == "placeholder" and self.context.sure is not None and len(known) > 3:  # an image
-                    self.context.sure.set(node, (None, known[1], *(None,) * (len(known) - 2)))
+                if node.op == "placeholder" and self.context.sure is not None:
+                    self.context.sure.set(node, _sure(known, signals))
         self.records: dict[fx.Node, Record] = {}
+        self.calls: dict[fx.Node, Call] = {}
         self.dominators: object = None  # kept by repfx.regions
         self._ops: dict[fx.Node, Op] = {}
         self._named_by: dict[fx.Node, dict[fx.Node, None]] = {}  # whose operation names a value
@@ -87,6 +102,7 @@ class LiftedGraph:
         """`node` has left the graph."""
         del self._ops[node]
         self.records.pop(node, None)
+        self.calls.pop(node, None)
 
     def nodes(self) -> list[fx.Node]:
         """All nodes in order of execution."""
@@ -231,8 +247,8 @@ class LiftedGraph:
         if node in self.records:
             return str(form_of(self.records[node].map))
         match self.op(node):
-            case Sum():
-                return "add"
+            case Sum(terms=terms):
+                return "add" if len(terms) > 1 else "scale"
             case Concat():
                 return "cat"
             case Alias():
@@ -247,6 +263,10 @@ class LiftedGraph:
                     return _module_word(self.context.module(node))
                 name = getattr(node.target, "__name__", str(node.target))
                 return {"getitem": "slice", "mul": "scale", "truediv": "scale", "add": "shift"}.get(name, name)
+            case Opaque() if node.op == "call_module":
+                return _module_word(self.context.module(node)).lower()
+            case Opaque():
+                return str(getattr(node.target, "__name__", node.target))
             case _:
                 return "op"
 
@@ -299,6 +319,23 @@ def _renamed(op: Op, old: fx.Node, new: fx.Node) -> Op:
             return replace(op, inputs=tuple(now(i) for i in inputs))
         case _:
             return op
+
+
+def _sure(shape: tuple[int, ...], signals: bool) -> tuple[int | None, ...] | None:
+    """What an example tells for every input: an image's channels, and the features of tokens."""
+    if len(shape) > 3:
+        return (None, shape[1], *(None,) * (len(shape) - 2))
+    if len(shape) == 3:
+        return (None, None, None if signals else shape[2])
+    return None
+
+
+def _reads_signals(node: fx.Node, root: nn.Module) -> bool:
+    """Whether an operation slides over one axis: then three axes are channels and positions, not tokens."""
+    if node.op == "call_module":
+        name = type(root.get_submodule(str(node.target))).__name__
+        return name.endswith("1d") and "Norm" not in name and "Dropout" not in name
+    return node.op == "call_function" and getattr(node.target, "__name__", "").endswith("1d")
 
 
 def common_path(paths: list[str]) -> str:

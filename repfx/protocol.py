@@ -89,7 +89,33 @@ class Then:
     value: Expr
 
 
-Expr = Ref | Apply | Add | Cat | Shared | Through | Plain | Then
+@dataclass(frozen=True)
+class Attend:
+    """softmax(scale query key^T + bias) value, as one call of scaled_dot_product_attention.
+
+    With `heads` the values are (..., N, heads * d), divided into heads and joined again; with 0 they are
+    attended as they stand, read transposed where it says so.  `bias` holds constants and the shapes to read
+    them in: one for all heads, or one for each, joined along the heads' axis, the third from the end.
+    """
+
+    query: Expr
+    key: Expr
+    value: Expr
+    heads: int = 0
+    scale: float = 1.0
+    causal: bool = False
+    bias: tuple[tuple[fx.Node, tuple[int, ...]], ...] = ()
+    query_transposed: bool = False
+    key_transposed: bool = False
+    value_transposed: bool = False
+
+    @property
+    def values(self) -> tuple[Expr, Expr, Expr]:
+        """Query, key and value."""
+        return self.query, self.key, self.value
+
+
+Expr = Ref | Apply | Add | Cat | Shared | Through | Plain | Then | Attend
 
 
 @dataclass(frozen=True, eq=False)

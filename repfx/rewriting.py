@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,13 +20,14 @@ import torch
 from torch import fx
 
 from repfx.affine import AffineConv
-from repfx.cost import Cost, cost_of_map, cost_of_nodes
+from repfx.attending import attended
+from repfx.cost import COST_OF_ATTENTION, Cost, cost_of_map, cost_of_nodes
 from repfx.dead import has_effect
 from repfx.decline import Decline, Reason
-from repfx.graph import LiftedGraph, Record
+from repfx.graph import Call, LiftedGraph, Record, common_path
 from repfx.objective import Objective
 from repfx.ops import Affine, Concat, Constant, Input, Normalised, Op, Opaque, Resampling, Sum
-from repfx.protocol import Add, Apply, Cat, Expr, Pass, Plain, Proposal, Ref, Shared, Then, Through
+from repfx.protocol import Add, Apply, Attend, Cat, Expr, Pass, Plain, Proposal, Ref, Shared, Then, Through
 from repfx.regions import used_outside
 from repfx.verification import verify_proposal
 
@@ -182,12 +184,13 @@ class Engine:
                 new.meta["nn_module_stack"] = sink.meta.get("nn_module_stack", {})
                 self._define(new, Affine(value, map_.axes, lambda axes, channels: map_))
                 lifted.records[new] = _record(lifted, map_, proposal, absorbed, error)
-                shape = (None, map_.out_channels, *(None,) * map_.axes) if map_.axes else None
+                shape = (None, map_.out_channels, *(None,) * map_.axes) if map_.axes else self._tokens(value, map_)
                 lifted.context.shapes.set(new, shape)
                 return new
             case Shared(map=map_, value=value, part=part):
                 if id(map_) not in self._shared:
-                    self._shared[id(map_)] = self._build(Apply(map_, value), sink, proposal, proposal.interior, error)
+                    merged = [n for n in proposal.interior if isinstance(lifted.op(n), Affine | Sum)]
+                    self._shared[id(map_)] = self._build(Apply(map_, value), sink, proposal, merged, error)
                 new = self._build(Apply(part, self._shared[id(map_)]), sink, proposal, (), error)
                 lifted.records[new].sources = [lifted.place(sink)]
                 return new
@@ -220,6 +223,16 @@ class Engine:
                 if id(expr) not in self._shared:
                     self._shared[id(expr)] = self._normalised(node)
                 return self._shared[id(expr)]
+            case Attend(values=values, bias=bias, heads=heads):
+                nodes = self._build_all(values, sink, proposal, absorbed, error)
+                shapes = lifted.context.constants.shape
+                masks = [(b, tuple(shapes(b) or ()), shape) for b, shape in bias]
+                made = attended(lifted.graph, expr, nodes, masks)
+                for new in made:
+                    new.meta.update(nn_module_stack=sink.meta.get("nn_module_stack", {}), made_by=proposal.rule)
+                    self._define(new, Opaque())
+                lifted.calls[new] = _call(lifted, proposal, sink, heads, error)
+                return new
 
     def _resampled(self, node: fx.Node, value: fx.Node) -> fx.Node:
         """The operation of `node` again, on another value."""
@@ -258,6 +271,11 @@ class Engine:
         for values in self._open:
             values.add(node)
 
+    def _tokens(self, value: fx.Node, map_: AffineConv) -> tuple[int | None, ...] | None:
+        """Partial shape of a map of the last axis."""
+        given = self.lifted.context.shapes.of(value)
+        return None if given is None else (*given[:-1], map_.out_channels)
+
     def _build_all(
         self,
         values: Sequence[Expr],
@@ -271,6 +289,15 @@ class Engine:
         first = next((i for i, v in enumerate(values) if isinstance(v, Apply)), 0)
         own[first] |= set(absorbed) - set().union(*own)
         return [self._build(v, sink, proposal, _in_order(self.lifted, o), error) for v, o in zip(values, own)]
+
+
+def _call(lifted: LiftedGraph, proposal: Proposal, sink: fx.Node, heads: int, error: float | None) -> Call:
+    """The history of an attention that is one call now."""
+    inside = sorted(n for n in proposal.interior if lifted.alive(n) and isinstance(lifted.op(n), Opaque | Concat))
+    kinds = Counter(lifted.kind(node) for node in inside)
+    text = f"scaled_dot_product_attention{f' of {heads} heads' if heads else ''}"
+    sources = tuple(lifted.place(node) for node in inside)
+    return Call(text, proposal.rule, common_path(list(sources)), kinds, sources, proposal.note, error)
 
 
 def _in_order(lifted: LiftedGraph, nodes: set[fx.Node]) -> list[fx.Node]:
@@ -291,7 +318,7 @@ def values_of(expr: Expr) -> Iterable[fx.Node]:
     match expr:
         case Ref(node=node) | Apply(value=node) | Shared(value=node):
             yield node
-        case Add(values=values) | Cat(values=values):
+        case Add(values=values) | Cat(values=values) | Attend(values=values):
             for value in values:
                 yield from values_of(value)
         case Through(value=value) | Then(value=value):
@@ -305,7 +332,7 @@ def maps_of(expr: Expr) -> Iterable[AffineConv]:
     match expr:
         case Apply(map=map_) | Shared(map=map_):
             yield map_
-        case Add(values=values) | Cat(values=values):
+        case Add(values=values) | Cat(values=values) | Attend(values=values):
             for value in values:
                 yield from maps_of(value)
         case Then(map=map_, value=value):
@@ -319,10 +346,23 @@ def maps_of(expr: Expr) -> Iterable[AffineConv]:
 
 def cost_of_exprs(exprs: Sequence[Expr]) -> Cost:
     """What executing several expressions costs; what they share is executed once."""
-    shared = {id(expr.map): expr.map for expr in exprs if isinstance(expr, Shared)}
+    shared = {id(part.map): part.map for expr in exprs for part in _shared_in(expr)}
     once = sum((cost_of_map(map_) for map_ in shared.values()), Cost())
     seen: set[int] = set()
     return sum((cost_of_expr(expr, seen) for expr in exprs), once)
+
+
+def _shared_in(expr: Expr) -> Iterable[Shared]:
+    match expr:
+        case Shared():
+            yield expr
+        case Add(values=values) | Cat(values=values) | Attend(values=values):
+            for value in values:
+                yield from _shared_in(value)
+        case Through(value=value) | Then(value=value):
+            yield from _shared_in(value)
+        case Ref() | Apply() | Plain():
+            return
 
 
 def cost_of_expr(expr: Expr, seen: set[int]) -> Cost:
@@ -347,6 +387,9 @@ def cost_of_expr(expr: Expr, seen: set[int]) -> Cost:
             return cost_of_map(map_) + cost_of_expr(value, seen)
         case Plain():
             return Cost()
+        case Attend(values=values, bias=bias):
+            own = COST_OF_ATTENTION + Cost(light=1 if len(bias) > 1 else 0)
+            return sum((cost_of_expr(v, seen) for v in values), own)
 
 
 def _touched(lifted: LiftedGraph, proposal: Proposal) -> set[fx.Node]:

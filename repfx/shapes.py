@@ -270,6 +270,8 @@ class Shapes:
             "narrow",
             "index_select",
             "unflatten",
+            "matmul",
+            "bmm",
         ):
             return self._rearranged(node, name)
         if target is operator.getitem:
@@ -277,15 +279,20 @@ class Shapes:
         return None
 
     def _product(self, node: fx.Node, first: int) -> Shape:
-        """Rows by columns; only where one factor is a matrix."""
-        if len(node.args) < first + 2:
-            return None
-        left, right = (self.of(a) if isinstance(a, fx.Node) else None for a in node.args[first : first + 2])
+        """Rows by columns: one factor is a matrix, or both are of one rank and leading axes of size one broadcast."""
+        other = node.kwargs.get("other", node.kwargs.get("mat2"))
+        operands = (*node.args[first : first + 2], other)[:2]
+        left, right = (self.of(a) if isinstance(a, fx.Node) else None for a in operands)
         if left is None or right is None or len(left) < 2 or len(right) < 2:
             return None
         if len(right) == 2:
             return (*left[:-1], right[-1])
-        return (*right[:-2], left[-2], right[-1]) if len(left) == 2 else None
+        if len(left) == 2:
+            return (*right[:-2], left[-2], right[-1])
+        if len(left) != len(right):
+            return None
+        lead = tuple(a if a not in (1, None) else b if b != 1 else a for a, b in zip(left[:-2], right[:-2]))
+        return (*lead, left[-2], right[-1])
 
     def _einsum(self, node: fx.Node) -> Shape:
         equation, *operands = node.args
@@ -326,6 +333,8 @@ class Shapes:
         if given is None:
             return None
         match name:
+            case "matmul" | "bmm":
+                return self._product(node, 0)
             case "flatten":
                 start, end = _argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1)
                 return _flattened(given, start, end)

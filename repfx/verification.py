@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from repfx.affine import AffineConv
+from repfx.attending import Eager, attended
 from repfx.decline import Decline, Reason
 from repfx.emission import Target, emit
 from repfx.graph import LiftedGraph
 from repfx.inplace import is_size
 from repfx.ops import Affine, Normalised, Resampling
-from repfx.protocol import Add, Apply, Cat, Expr, Plain, Proposal, Ref, Shared, Then, Through
+from repfx.protocol import Add, Apply, Attend, Cat, Expr, Plain, Proposal, Ref, Shared, Then, Through
 from repfx.state import copied
 
 FLOAT64_BOUND = 1e-10  # relative, after folds whose condition is at most 1e5
@@ -45,7 +46,11 @@ def verify_proposal(lifted: LiftedGraph, proposal: Proposal) -> float | Decline 
         return _bug(f"changes {leak.name}, which the region reads as if it were given")
     runner = _Runner(lifted)
     worst: float | None = None
-    probes = _probes(lifted, region, inputs, _asked(replaced.values()))
+    attend = next((e for e in replaced.values() if isinstance(e, Attend)), None)
+    if attend is None:
+        probes = _probes(lifted, region, inputs, _asked(replaced.values()))
+    else:
+        probes = _token_probes(lifted, region, inputs, attend)
     for index, probe in enumerate(probes):
         if index == len(_SIZES) - 1 and worst is not None:
             break  # one pixel is for what accepts nothing else
@@ -71,6 +76,37 @@ def verify_proposal(lifted: LiftedGraph, proposal: Proposal) -> float | Decline 
     return worst
 
 
+def _token_probes(
+    lifted: LiftedGraph, region: Sequence[fx.Node], inputs: Sequence[fx.Node], expr: Attend
+) -> list[dict[fx.Node, Tensor]]:
+    """Hostile inputs of an attention: tokens for projections, or query, key and value as they stand."""
+    fixed = next((shape for _, shape in expr.bias), None)
+    counts = ((5, 3), (1, 1), (4, 7)) if fixed is None else ((fixed[-1], fixed[-1]),)
+    rank = lifted.context.shapes.rank(region[-1])
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64) * 2
+
+    probes = []
+    for queries, keys in counts:
+        probe: dict[fx.Node, Tensor] = {}
+        roles = ((queries, expr.query_transposed), (keys, expr.key_transposed), (keys, expr.value_transposed))
+        for value, (tokens, transposed) in zip(expr.values, roles):
+            if isinstance(value, Ref) and not expr.heads:
+                heads = (fixed[-3] if fixed is not None and len(fixed) > 2 else 3,) if rank != 3 else ()
+                x = drawn(2, *heads, tokens, 4)
+                probe[value.node] = x.mT if transposed else x
+        for node in inputs:
+            fact = _facts(lifted, region, node, None)
+            channels = lifted.context.shapes.size(node, -1) if fact is None else fact[1]
+            if node not in probe and channels is not None:
+                probe[node] = drawn(2, queries if node in _leaves(lifted, expr.query) else keys, channels)
+        if set(inputs) <= set(probe):
+            probes.append(probe)
+    return probes
+
+
 def _leak(proposal: Proposal, inside: set[fx.Node], inputs: set[fx.Node]) -> fx.Node | None:
     """An input of the region that depends on a value the proposal changes.
 
@@ -78,7 +114,7 @@ def _leak(proposal: Proposal, inside: set[fx.Node], inputs: set[fx.Node]) -> fx.
     """
     if not proposal.across:
         return None
-    changed = [n for n in inside if n not in proposal.outputs]
+    changed = [n for n in inside if n not in proposal.outputs and not is_size(n)]
     seen, work = set(changed), list(changed)
     last = max(inside)
     while work:
@@ -115,7 +151,7 @@ def _leaves(lifted: LiftedGraph, expr: Expr) -> Sequence[fx.Node]:
     match expr:
         case Ref(node=node) | Apply(value=node) | Shared(value=node):
             return [node]
-        case Add(values=values) | Cat(values=values):
+        case Add(values=values) | Cat(values=values) | Attend(values=values):
             return [leaf for value in values for leaf in _leaves(lifted, value)]
         case Through(value=value) | Then(value=value):
             return _leaves(lifted, value)
@@ -190,6 +226,10 @@ class _Runner:
                 assert isinstance(op, Normalised)
                 function, arguments = op.plain
                 return function(env[op.source], *arguments)
+            case Attend(values=values, bias=bias):
+                constants = [(self.lifted.context.constants.value(b), shape) for b, shape in bias]
+                masks = [(b, tuple(b.shape), shape) for b, shape in constants]
+                return attended(Eager(), expr, [self._expression(v, env) for v in values], masks)[-1]
 
     def _modules_of(self, map_: AffineConv, x: Tensor) -> Tensor:
         if id(map_) not in self._emitted:
@@ -275,6 +315,9 @@ def _facts(
             if not isinstance(map_, Decline):
                 rank = len(shape) if shape is not None else op.axes + 2
                 return rank, map_.in_channels, op.axes > 0 or rank == 2
+    maps = [op for op in map(lifted.op, region) if isinstance(op, Affine) and op.axes is not None]
+    if shape is not None and len(shape) > 2 and maps and all(op.axes == 0 for op in maps):
+        return None if shape[-1] is None else (len(shape), shape[-1], False)  # tokens
     if asked is not None:
         rank = len(shape) if shape is not None else asked.axes + 2
         return rank, asked.in_channels, asked.axes > 0 or rank == 2

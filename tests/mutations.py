@@ -538,7 +538,7 @@ MUTANTS = (
     Mutant(
         "siblings-sliced-from-the-top",
         "passes/merge_siblings.py",
-        "                start += map_.out_channels\n",
+        "        start += map_.out_channels\n",
         "",
     ),
     Mutant(
@@ -584,6 +584,50 @@ MUTANTS = (
         "maps.append(region.map if factor == 1.0 else scaled(region.map, factor))",
         "maps.append(region.map)",
     ),
+    Mutant(
+        "constants-in-every-slice",
+        "passes/split_concats.py",
+        "slices.append(linear_part(own) if slices else own)",
+        "slices.append(own)",
+    ),
+    Mutant("slices-of-the-first-branch", "passes/split_concats.py", "        start += size\n", ""),
+    Mutant(
+        "factor-reaches-other-readers",
+        "passes/fold_product_scales.py",
+        "scaled.isdisjoint(found.views[view].channels.tolist())",
+        "True",
+    ),
+    Mutant(
+        "factor-squared",
+        "passes/fold_product_scales.py",
+        "if product is not None and product.left.node is product.right.node:",
+        "if False:",
+    ),
+    Mutant(
+        "strand-of-another-part",
+        "repfx/strands.py",
+        "start = sum(sizes[: index % len(sizes)])",
+        "start = sum(sizes[: (index + 1) % len(sizes)])",
+    ),
+    Mutant(
+        "scale-of-a-head-dropped",
+        "passes/fuse_attention.py",
+        "maps[i] = own if factor != 1.0 else maps[i]",
+        "own = maps[i]",
+    ),
+    Mutant(
+        "bias-of-other-tokens",
+        "passes/fuse_attention.py",
+        "if len(sources) > 1 or rows not in (1, shape[-1]):",
+        "if False:",
+    ),
+    Mutant(
+        "channels-of-heads-interleaved",
+        "repfx/attending.py",
+        "(expr.heads, -1)), -3, -2)",
+        "(-1, expr.heads)), -3, -2)",
+    ),
+    Mutant("softmax-over-any-axis", "repfx/attention.py", "if dim != -1 and (", "if False and ("),
 )
 
 

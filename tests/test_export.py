@@ -16,6 +16,7 @@ from repfx.compiler import OBJECTIVES
 from repfx.decline import UserError
 from repfx.export.program import fix_borders, measured_error
 from repfx.modules import BorderTerm
+from tests.blocks.perhead import TransformerBlock
 from tests.outside import SIZE, tiny
 
 INPUT = (torch.randn(1, *SIZE, generator=torch.Generator().manual_seed(0)),)
@@ -178,3 +179,12 @@ def test_recommended_objectives() -> None:
     assert {export.recommended_objective(f"a{ending}") for ending in WRITERS} == {"macs"}
     with pytest.raises(UserError, match=r"unknown ending .\.tflite"):
         export.recommended_objective("a.tflite")
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_fused_attention_with_a_trained_bias(ending: str, tmp_path: Path) -> None:
+    """Decomposed under gradients, the attention had another memory layout than it was traced with."""
+    x = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    fused = repfx.reparameterize(TransformerBlock().eval(), (x,))
+    assert sum(n.target is torch.nn.functional.scaled_dot_product_attention for n in fused.graph.nodes) == 1
+    assert WRITERS[ending](fused, (x,), tmp_path / f"a{ending}").relative_error < 1e-5

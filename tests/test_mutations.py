@@ -18,7 +18,7 @@ from passes import DEFAULT_PASSES
 from repfx.affine import AffineConv
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph
-from repfx.protocol import Add, Apply, Cat, Expr, Pass, Plain, Proposal, Ref, Shared, Then, Through
+from repfx.protocol import Add, Apply, Attend, Cat, Expr, Pass, Plain, Proposal, Ref, Shared, Then, Through
 from repfx.values import Values
 from tests import hostile
 from tests.compiling import Net, conv
@@ -36,6 +36,16 @@ def picked(s: Net, x: Tensor) -> Tensor:
     return s.b(torch.relu(torch.index_select(s.a(x), 1, s.i)))
 
 
+def scored(s: Net, x: Tensor) -> Tensor:
+    q, k = s.a(torch.relu(x).flatten(2).transpose(1, 2)).split([3, 3], -1)
+    return (q @ k.transpose(-2, -1) * 0.7).sigmoid()
+
+
+def attended(s: Net, x: Tensor) -> Tensor:
+    x = torch.relu(x).flatten(2).transpose(1, 2)
+    return (s.q(x) @ s.k(x).transpose(-2, -1)).softmax(-1) @ s.v(x)
+
+
 IMAGE = (8, 8)
 FIRES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "drop_noops": (lambda: Net(lambda s, x: s.a(s.d(x * 1.01)), a=conv(4, 4), d=nn.Dropout()), IMAGE),
@@ -48,9 +58,20 @@ FIRES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: Net(lambda s, x: s.n(s.p(s.a(x))), a=conv(4, 8), p=nn.PixelShuffle(2), n=BN(2)),
         IMAGE,
     ),
+    "fold_product_scales": (lambda: Net(scored, a=nn.Linear(4, 6)), IMAGE),
+    "fuse_attention": (lambda: Net(attended, q=nn.Linear(4, 3), k=nn.Linear(4, 3), v=nn.Linear(4, 3)), IMAGE),
     "collapse_sums": (lambda: Net(lambda s, x: s.a(x) + s.b(x) + x, a=conv(4, 4), b=conv(4, 4, 1)), IMAGE),
     "average_heads": (lambda: Net(lambda s, x: (s.a(x) + s.b(x)) / 2, a=nn.Linear(4, 3), b=nn.Linear(4, 3)), ()),
     "collapse_concats": (lambda: Net(chunked, a=conv(2, 2, groups=2), b=conv(2, 2, (1, 5), groups=2)), IMAGE),
+    "split_concats": (
+        lambda: Net(
+            lambda s, x: s.c(torch.cat([s.a(torch.relu(x)), s.b(torch.tanh(x))], 1)),
+            a=conv(4, 6),
+            b=conv(4, 6, 1),
+            c=conv(12, 4, 1),
+        ),
+        IMAGE,
+    ),
     "merge_siblings": (
         lambda: Net(lambda s, x: torch.relu(s.a(x)) * s.b(x), a=conv(4, 4, 1), b=conv(4, 4, 1)),
         IMAGE,
@@ -115,6 +136,9 @@ def _off(expr: Expr, rule: str, shared: dict[int, AffineConv]) -> Expr:
             return replace(expr, value=_off(value, rule, shared))
         case Add(values=values) | Cat(values=values):
             return replace(expr, values=tuple(_off(v, rule, shared) for v in values))
+        case Attend(query=query, key=key, value=value):
+            query, key, value = (_off(v, rule, shared) for v in (query, key, value))
+            return replace(expr, query=query, key=key, value=value, scale=expr.scale * 1.01)
         case Ref(node=node) if rule == "drop_noops":  # x instead of dropout(1.01 x)
             (before, *_) = node.all_input_nodes
             return Ref(before)

@@ -57,14 +57,15 @@ def to_onnx(
         outputs = len(flat_outputs(module(*example_inputs)))
     program = export_program(module, example_inputs, dynamic_batch=dynamic_batch)
     try:
-        translated = torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            opset_version=opset,
-            input_names=port_names("input", len(example_inputs)),
-            output_names=port_names("output", outputs),
-        )
+        with torch.no_grad():  # as the program was traced: an attention decomposes otherwise where a mask is trained
+            translated = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=port_names("input", len(example_inputs)),
+                output_names=port_names("output", outputs),
+            )
     except Exception as error:  # the exporter wraps whatever its translations raise
         raise ExportError(f"{path}: torch.onnx cannot export this module: {first_line(error)}.") from error
     assert translated is not None

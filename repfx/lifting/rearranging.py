@@ -67,6 +67,15 @@ def _dropout_function(node: fx.Node, context: Context) -> Op | None:
     return context.declined(node, "drops values at random (training is not False)")
 
 
+def _no_mask(node: fx.Node, context: Context) -> Op | None:
+    """timm's maybe_add_mask(scores, mask) where there is no mask; torch.fx does not look into it."""
+    scores, mask = argument(node, 0, "scores"), argument(node, 1, "attn_mask")
+    if isinstance(mask, fx.Node) and getattr(mask.target, "__name__", "") == "resolve_self_attn_mask":
+        given, causal = argument(mask, 2, "attn_mask"), argument(mask, 3, "is_causal", False)
+        mask = None if given is None and causal is False else mask
+    return Alias(scores) if isinstance(scores, fx.Node) and mask is None else None
+
+
 def _contiguous(node: fx.Node, context: Context) -> Op | None:
     if len(node.args) == 1 and not node.kwargs:
         return _identity(node)
@@ -309,6 +318,7 @@ FUNCTIONS: dict[Any, Rule] = {
     F.dropout: _dropout_function,
     F.dropout2d: _dropout_function,
     operator.getitem: _getitem,
+    "maybe_add_mask": _no_mask,
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _concat),
     torch.hstack: _stacked_horizontally,
     torch.clone: _contiguous,

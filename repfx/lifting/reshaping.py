@@ -204,11 +204,11 @@ def known_size(size: object, context: Context) -> int | None:
     if isinstance(size, fx.Node) and size.op == "call_function" and len(size.args) == 2:
         a, b = (known_size(v, context) for v in size.args)
         if a is not None and b is not None:
-            return _arithmetic(size.target, a, b)
+            return arithmetic(size.target, a, b)
     return None
 
 
-def _arithmetic(target: object, a: int, b: int) -> int | None:
+def arithmetic(target: object, a: int, b: int) -> int | None:
     if target is operator.mul:
         return a * b
     if target is operator.floordiv:
@@ -260,7 +260,7 @@ def _evaluated(size: object, base: fx.Node, axis: int, h: int) -> int | None:
     if not isinstance(size, fx.Node) or len(size.args) != 2:
         return None
     a, b = (_evaluated(arg, base, axis, h) for arg in size.args)
-    return None if a is None or b is None else _arithmetic(size.target, a, b)
+    return None if a is None or b is None else arithmetic(size.target, a, b)
 
 
 def _spatial(node: fx.Node, base: fx.Node, h: int, context: Context, axis: int = 0) -> int | None:

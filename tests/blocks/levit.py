@@ -86,7 +86,5 @@ ENTRIES = (
         sizes=((4, 4),),
         # two residuals and the attention bias; torch computes a linear on permuted tokens with one more
         open_kinds=frozenset({"permutations", "adds"}),
-        gap="the scale of the attention scores stays a product; it belongs into the queries' projection",
-        left={"muls": 1},
     ),
 )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import repfx
 from passes.merge_siblings import MergeSiblings
+from repfx.decline import Reason
 from repfx.modules import ChannelSlice
 from tests import hostile
-from tests.compiling import Net, compiled, conv, counted, left, only
+from tests.compiling import Net, assert_declined, compiled, conv, counted, left, only
 
 ALONE = only(MergeSiblings())
 
@@ -45,6 +47,38 @@ def test_query_key_value() -> None:
     fused = repfx.reparameterize(original, (x,), verify=False, **ALONE)
     hostile.assert_same(original, fused, x)
     assert sum(isinstance(m, nn.Linear) for m in fused.modules()) == 1
+
+
+def projections(s: Net, x: Tensor) -> tuple[Tensor, ...]:
+    return torch.relu(s.q(x)), torch.tanh(s.k(x)), s.v(x).sigmoid()
+
+
+@pytest.mark.parametrize("objective", ["single-branch", "macs"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_projections_of_other_widths(objective: str, biased: bool) -> None:
+    """With an unbiased one among them, "macs" stacks the two biased ones: zeros for its bias would be parameters."""
+    model = Net(projections, q=nn.Linear(4, 3), k=nn.Linear(4, 3, bias=biased), v=nn.Linear(4, 6))
+    original = hostile.prepared(model, 0)
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    fused = repfx.reparameterize(original, (x,), verify=False, objective=objective, **ALONE)
+    hostile.assert_same(original, fused, x)
+    apart = objective == "macs" and not biased
+    assert sum(isinstance(m, nn.Linear) for m in fused.modules()) == (2 if apart else 1)
+    if apart:
+        assert_declined(fused, Reason.COST, "k", "would grow from 57 to 60 parameters", "merge_siblings")
+
+
+@pytest.mark.parametrize("objective", ["single-branch", "macs"])
+def test_pointwise_branches_of_an_inception_block(objective: str) -> None:
+    def run(s: Net, x: Tensor) -> Tensor:
+        first, second = torch.relu(s.a(x)), torch.relu(s.c(torch.relu(s.b(x))))
+        return torch.cat([first, second, torch.relu(s.d(x))], 1)
+
+    model = Net(run, a=conv(4, 3, 1), b=conv(4, 2, 1), c=conv(2, 5, 3), d=conv(4, 3, 3))
+    _, fused = compiled(model, 4, objective=objective, **ALONE)
+    assert left(fused, 4).convolutions == 3
+    fact = "is 3x3 of stride 1x1, padded by 1x1, its sibling 1x1 of stride 1x1, padded by 0x0"
+    assert_declined(fused, Reason.COST, "d", fact, "merge_siblings")
 
 
 def test_other_windows_strides_and_groups_stay() -> None:
