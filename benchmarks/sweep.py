@@ -10,7 +10,7 @@
 Each network is built in float64 with random batch-norm statistics, compiled without example inputs and
 once more with them, run on two inputs, and counted in a forward: before → timm's own
 `reparameterize_model` → repfx.  Groups: timm, features (`features_only` backbones), torchvision,
-segmentation, detection.
+segmentation, detection, others (of packages that may not be installed).
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ def _depthwise(
 ) -> Tensor:
     (outputs, inputs, *kernel), batch = weight.shape, x.shape[0]
     groups = x.shape[1] // inputs
+    stride, padding, dilation = (tuple(p) * 2 if len(p) == 1 else tuple(p) for p in (stride, padding, dilation))
     vertical, horizontal = padding
     x = F.pad(x, (horizontal, horizontal, vertical, vertical))
     sizes = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(x.shape[2:], dilation, kernel, stride, strict=True)]

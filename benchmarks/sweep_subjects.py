@@ -5,6 +5,7 @@
     torchvision:NAME             a torchvision classifier
     segmentation:NAME            a torchvision segmentation network, at 65 x 65
     detection:NAME               a torchvision detector: images in, boxes out
+    others:NAME                  networks of other packages; skipped where the package is not installed
 
 The smallest variant of each of timm's architecture modules, and the smallest input that it accepts, are
 kept in `sweep_models.json`; `python -m benchmarks.sweep_subjects` writes that file anew.
@@ -13,6 +14,7 @@ kept in `sweep_models.json`; `python -m benchmarks.sweep_subjects` writes that f
 from __future__ import annotations
 
 import fnmatch
+import importlib
 import json
 import logging
 import warnings
@@ -31,7 +33,7 @@ import repfx
 
 TABLE = Path(__file__).with_name("sweep_models.json")
 SIZES = (96, 128, 160, 192, 224, 256)
-GROUPS = ("timm", "features", "torchvision", "segmentation", "detection")
+GROUPS = ("timm", "features", "torchvision", "segmentation", "detection", "others")
 
 FEATURES = (
     "resnet18",
@@ -52,6 +54,24 @@ DETECTION = (
     "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn_v2",
     "fcos_resnet50_fpn", "maskrcnn_resnet50_fpn",
 )  # fmt: skip
+SMP = ("Unet", "UnetPlusPlus", "FPN", "PSPNet", "DeepLabV3Plus", "Linknet", "MAnet", "UPerNet", "Segformer")
+WIDTHS = {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
+TRANSFORMERS: dict[str, dict[str, Any]] = {  # image classifiers, and their configurations
+    "ResNet": {**WIDTHS, "layer_type": "basic"},
+    "RegNet": {**WIDTHS, "groups_width": 16},
+    "MobileNetV2": {"image_size": 64},
+    "EfficientNet": {"width_coefficient": 0.5, "depth_coefficient": 0.3, "image_size": 64, "hidden_dim": 640},
+    "Levit": {"image_size": 64, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1],
+              "key_dim": [8, 8, 8]},
+    "ConvNext": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+    "ViT": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+            "image_size": 64, "patch_size": 8},
+    "Swin": {"image_size": 64, "embed_dim": 12, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+}  # fmt: skip
+
+
+class NotInstalledError(Exception):
+    """A network of a package that is not there."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,9 @@ def subjects() -> list[Subject]:
         fixed = {"inception_v3": 299, "vit_b_32": 224, "maxvit_t": 224}
         found.append(Subject("torchvision", name, "torchvision", fixed.get(name, 96)))
     found += [Subject("segmentation", name, "segmentation", 65) for name in SEGMENTATION]
-    return found + [Subject("detection", name, "detection", 128) for name in DETECTION]
+    found += [Subject("detection", name, "detection", 128) for name in DETECTION]
+    found += [Subject("others", f"smp-{name}", "segmentation_models_pytorch", 64) for name in SMP]
+    return found + [Subject("others", f"hf-{name}", "transformers", 64) for name in TRANSFORMERS]
 
 
 def chosen(models: str | None = None, families: str | None = None) -> list[Subject]:
@@ -141,9 +163,24 @@ def _factory(subject: Subject) -> nn.Module:
         case "torchvision":
             extra = {"init_weights": False} if subject.name in ("googlenet", "inception_v3") else {}
             return torchvision.models.get_model(subject.name, weights=None, **extra)
+        case "others":
+            return _other(subject)
         case _:
             extra = {"box_score_thresh": 0.0} if "rcnn" in subject.name else {}
             return torchvision.models.get_model(subject.name, weights=None, weights_backbone=None, **extra)
+
+
+def _other(subject: Subject) -> nn.Module:
+    """A network of segmentation_models_pytorch or transformers, small and with random weights."""
+    try:
+        package = importlib.import_module(subject.family)
+    except ModuleNotFoundError as error:
+        raise NotInstalledError(f"{subject.family} is not installed") from error
+    kind = subject.name.partition("-")[2]
+    if subject.family == "segmentation_models_pytorch":
+        return getattr(package, kind)("resnet18", encoder_weights=None, classes=3)
+    config = getattr(package, f"{kind}Config")(**TRANSFORMERS[kind])
+    return getattr(package, f"{kind}ForImageClassification")(config)
 
 
 def _unsettle(model: nn.Module) -> nn.Module:

@@ -14,7 +14,14 @@ from benchmarks.sweep_examine import Leftover, Row
 from repfx.report import OpCounts
 
 HEADER = ("family", "model", "size", "traced", "conv + linear", "bn", "add", "mul", "cat", "MACs (M)", "error", "s")
-WORDS = {"ok": "yes", "wrong": "WRONG", "exception": "EXCEPTION", "time limit": "TIME", "not built": "NOT BUILT"}
+WORDS = {
+    "ok": "yes",
+    "wrong": "WRONG",
+    "exception": "EXCEPTION",
+    "time limit": "TIME",
+    "not built": "NOT BUILT",
+    "skipped": "-",
+}
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -26,6 +33,8 @@ def cells(row: Row) -> tuple[str, ...]:
     counts = [_three(row.before, row.own, best, kind) for kind in ("", "batch_norms", "adds", "muls", "concats")]
     macs = " → ".join(_shortened([f"{(c.macs or 0) / 1e6:,.0f}" for c in (row.before, row.own, best) if c]))
     error = "-" if row.error is None else f"{row.error:.0e}"
+    if row.rounding is not None:
+        error += f" (its own rounding: {row.rounding:.0e})"
     model = row.spec.removeprefix("timm:")
     return (row.family, model, str(row.size), traced, *counts, macs, error, f"{row.seconds:.1f}")
 
@@ -69,8 +78,8 @@ def markdown(rows: Sequence[Row], title: str, notes: Sequence[str]) -> str:
         lines += [f"- `{r.spec}`: {_verdict(r)}" for r in failed]
     left = [row for row in rows if row.left]
     if left:
-        lines += ["", "## Batch norms that stay, and between what", ""]
-        lines += ["| model | n | between | the compiler's words |", "| --- | ---: | --- | --- |"]
+        lines += ["", "## Batch norms that stay, and why", ""]
+        lines += ["| model | n | between | why |", "| --- | ---: | --- | --- |"]
         for row in left:
             lines += [
                 f"| {row.spec.removeprefix('timm:')} | {n} | {_escaped(between)} | {_escaped(reason)} |"
@@ -107,7 +116,10 @@ def grouped(left: Iterable[Leftover]) -> Counter[tuple[str, str]]:
 
 
 def _fact(leftover: Leftover) -> str:
-    return leftover.reason.partition(": ")[2] or leftover.reason
+    """Why it stays: what stands on both sides, and what the compiler said where that says more."""
+    said = leftover.reason.partition(": ")[2] or leftover.reason
+    told = said if "example_inputs" in said or not leftover.because else ""
+    return "; ".join(text for text in (leftover.because, told) if text)
 
 
 def _verdict(row: Row) -> str:
@@ -122,6 +134,8 @@ def _escaped(text: str) -> str:
 
 def summary(rows: Sequence[Row]) -> list[str]:
     """What the table comes to."""
+    skipped = [row for row in rows if row.status == "skipped"]
+    rows = [row for row in rows if row.status != "skipped"]
     timm = [row for row in rows if row.spec.startswith("timm:")]
     lines = []
     for name, group in (("timm architecture modules", timm), ("other networks", [r for r in rows if r not in timm])):
@@ -135,6 +149,9 @@ def summary(rows: Sequence[Row]) -> list[str]:
             f"execute batch norms, {len(clean)} execute none afterwards; "
             f"{sum(row.traced for row in group)} trace as one graph"
         )
+    if skipped:
+        why = sorted({row.message for row in skipped})
+        lines.append(f"{len(skipped)} skipped: {', '.join(why)}")
     lines.append(
         f"{sum(row.seconds for row in rows):.0f} s to compile all, {sum(row.verify_seconds for row in rows):.0f} s to "
         f"verify, {sum(row.total_seconds for row in rows):.0f} s in total"

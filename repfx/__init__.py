@@ -5,8 +5,8 @@ print(repfx.report(fused))               # what was merged, what was declined an
 repfx.verify(model, fused, (x,))         # how far the two differ, and where
 """
 
-from repfx.compiler import explain, reparameterize, report
-from repfx.decline import Decline, Reason, TrainingModeError, UserError
+from repfx.compiler import explain, key_map, reparameterize, report
+from repfx.decline import Decline, InputError, Reason, TrainingModeError, UserError
 from repfx.equivalence import randomize_statistics, verify
 from repfx.report import Equivalence, Report
 
@@ -15,11 +15,13 @@ __version__ = "0.1.0"
 __all__ = [
     "Decline",
     "Equivalence",
+    "InputError",
     "Reason",
     "Report",
     "TrainingModeError",
     "UserError",
     "explain",
+    "key_map",
     "randomize_statistics",
     "reparameterize",
     "report",

@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import inspect
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
+import torch
 from torch import fx, nn
-from torch.fx.proxy import ParameterProxy
+from torch.optim.swa_utils import AveragedModel
 
+from repfx.arguments import EMPTY, Example, Passed, UnknownArgumentError
 from repfx.dead import remove_dead
-from repfx.decline import TrainingModeError
-from repfx.inplace import MutableProxy, SizedParameterProxy, functionalize
+from repfx.decline import TrainingModeError, UserError
+from repfx.inplace import functionalize
 from repfx.keywords import own_keywords
-from repfx.modules import EMITTED
+from repfx.questions import is_user_code
 from repfx.report import Island
 from repfx.sizes import read_sizes_early
 from repfx.spelling import spell_out
-from repfx.state import StateTracer, attributes, remembering
+from repfx.state import attributes, remembering
+from repfx.tracing import SizedTracer, Tracer
 
 Exclusion = Sequence[str | type]
 
@@ -39,6 +44,27 @@ class Capture:
     graph: fx.Graph | None  # None: not even the outermost forward traces
     islands: list[Island] = field(default_factory=list)
     excluded: set[str] = field(default_factory=set)
+    conditions: list[str] = field(default_factory=list)  # what the example's sizes decided
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside data-parallel, `torch.compile` and weight-averaging wrappers.
+
+    Raises `UserError` for a TorchScript module, whose code is not Python any more.
+    """
+    while True:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise UserError(
+                f"{model.original_name} is a TorchScript module, whose code torch.fx cannot read; "
+                "pass the module that it was made from, and script the result"
+            )
+        compiled = sys.modules.get("torch._dynamo.eval_frame")  # a slow import, and loaded where it is used
+        if compiled is not None and isinstance(model, compiled.OptimizedModule):
+            model = model._orig_mod
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+            model = model.module
+        else:
+            return model
 
 
 def check_mode(model: nn.Module) -> None:
@@ -54,30 +80,59 @@ def check_mode(model: nn.Module) -> None:
     raise TrainingModeError(f"{type(model).__name__} is in training mode; call model.eval() first")
 
 
-def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
-    """Trace `model`; submodules that stop the trace become islands, the innermost first."""
+def capture(
+    model: nn.Module, exclude: Exclusion = (), example: Example | None = None, passed: Passed | None = None
+) -> Capture:
+    """Trace `model`; submodules that stop the trace become islands, the innermost first.
+
+    With an `example`, what its sizes decide is decided, and checked at run time.  `passed` is what the
+    callers of an inner module pass to it.
+    """
     islands: dict[str, Island] = {}
     excluded = set(excluded_paths(model, exclude))
     hooked = {path for path, module in model.named_modules() if _has_hooks(module)}
     whole = set(excluded)
+    if example is not None:
+        _check_fits(model, example)
     for path in sorted(hooked - excluded):
         islands[path] = Island(path, "it has forward hooks, which see its own call")
         whole.add(path)
+    for path, module in model.named_modules():
+        if path and "forward" in module.__dict__ and type(module).__module__.startswith("torch.nn"):
+            islands[path] = Island(path, "its forward was replaced on the object, so it is not what its class says")
+            whole.add(path)
     if "" in whole:
         return Capture(model, None, list(islands.values()), excluded)
+    sized = False
     while True:
-        tracer = _Tracer(whole)
-        shell = copy.copy(model)  # constants met on the way are stored on the root: not on the user's
+        seen = example if sized else None
+        another = partial(Tracer, whole, example, passed) if seen is None else partial(SizedTracer, whole, seen)
+        tracer = another()
+        shell = _shell(model)
         try:
-            with unchanged(model):
+            with unchanged(model) as counting:
                 before = attributes(shell)
                 graph = tracer.trace(shell)
-                stateful = remembering(shell, graph, _Tracer(whole).trace, before)
+                counting += [shell] if _counts(shell, model.__dict__) else []
+                if tracer.refusal is not None:
+                    raise tracer.refusal  # the model's own code caught it, and went on elsewhere
+                _check_none(tracer, model)
+                stateful = remembering(shell, graph, partial(_traced_by, another), before)
         except Exception as error:  # a model's own code may raise anything under symbolic values
+            if example is not None and not sized:
+                sized = True
+                continue
             path = tracer.broke_at
             while path in whole:  # the call of an island broke: its caller is to blame
                 path = path.rpartition(".")[0]
             islands[path] = Island(path, _cause(error))
+            if path == "":
+                return Capture(model, None, list(islands.values()), excluded)
+            whole.add(path)
+            continue
+        if counting:
+            path = "" if shell in counting else next(p for p, m in model.named_modules() if m in counting)
+            islands[path] = Island(path, "its forward changes a number that it keeps, so one call is not like another")
             if path == "":
                 return Capture(model, None, list(islands.values()), excluded)
             whole.add(path)
@@ -96,24 +151,75 @@ def capture(model: nn.Module, exclude: Exclusion = ()) -> Capture:
         remove_guards(graph)
         read_sizes_early(graph, shell, whole)
         used = {node.target for node in graph.nodes if node.op == "call_module"}
-        return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded)
+        conditions = list(dict.fromkeys(tracer.decisions.values())) if isinstance(tracer, SizedTracer) else []
+        return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded, conditions)
+
+
+def _traced_by(tracer: Callable[[], Tracer], model: nn.Module) -> fx.Graph:
+    """The graph that a new tracer makes of a model."""
+    return tracer().trace(_shell(model))
+
+
+def _shell(model: nn.Module) -> nn.Module:
+    """A module like the user's to hold what the trace adds: constants met on the way, guards."""
+    shell = copy.copy(model)
+    shell.__dict__["_modules"] = dict(model._modules)
+    return shell
+
+
+def _check_fits(model: nn.Module, example: Example) -> None:
+    """Raise `UserError` where the example is no call of the model."""
+    try:
+        signature = inspect.signature(model.forward)
+        signature.bind(*example.args, **example.kwargs)
+    except TypeError as error:
+        raise UserError(
+            f"example_inputs do not fit {type(model).__name__}.forward{signature}: {error}; pass the positional "
+            "arguments as a tuple and the others as example_kwargs"
+        ) from error
+
+
+def _check_none(tracer: Tracer, model: nn.Module) -> None:
+    """Raise where an inner module may be given None for an argument that the trace has taken for a value."""
+    if tracer.passed is None or isinstance(model, fx.GraphModule):
+        return
+    required = [p.name for p in inspect.signature(model.forward).parameters.values() if p.default is EMPTY]
+    for name in required[1:]:
+        other = Tracer(tracer.whole, None, tracer.passed)
+        other.compiled_in = {name: None}
+        try:
+            other.trace(_shell(model))
+        except Exception:  # then the original would not run either
+            continue
+        raise UnknownArgumentError(f"its caller passes {name}, which may be None")
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward under symbolic values leaves in module attributes (counters, last outputs)."""
+def unchanged(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Undo what a forward under symbolic values leaves in module attributes (counters, last outputs).
+
+    Yields a list that holds, at the end, the modules whose numbers the forward has changed.
+    """
+    counting: list[nn.Module] = []
     before = [(module, dict(module.__dict__)) for module in model.modules()]
     caches = [
-        (v, copy.copy(v)) for _, attributes in before for v in attributes.values() if type(v) in (dict, list, set)
+        (v, copy.copy(v))
+        for _, attributes in before
+        for v in attributes.values()
+        if type(v) in (dict, OrderedDict, list, set)  # hooks are kept in ordered ones
     ]
     try:
-        yield
+        yield counting
     finally:
         for cache, content in caches:
-            if isinstance(cache, dict) and cache.keys() != content.keys():
+            if isinstance(cache, dict) and (
+                cache.keys() != content.keys() or any(cache[key] is not value for key, value in content.items())
+            ):
                 cache.clear()
                 cache.update(content)
-            elif isinstance(cache, list) and len(cache) != len(content):
+            elif isinstance(cache, list) and (
+                len(cache) != len(content) or any(a is not b for a, b in zip(cache, content, strict=True))
+            ):
                 cache[:] = content
             elif isinstance(cache, set):
                 cache.intersection_update(content)
@@ -121,8 +227,20 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             if module.__dict__.keys() != attributes.keys() or any(
                 module.__dict__[key] is not value for key, value in attributes.items()
             ):
+                counting += [module] if _counts(module, attributes) else []
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
+
+
+def _counts(module: nn.Module, before: Mapping[str, object]) -> bool:
+    """Whether a number that the module kept is another one now."""
+    return any(
+        isinstance(value, int | float)
+        and key in before
+        and type(before[key]) in (int, float, bool)
+        and value != before[key]
+        for key, value in module.__dict__.items()
+    )
 
 
 def excluded_paths(model: nn.Module, exclude: Exclusion) -> Iterable[str]:
@@ -134,61 +252,6 @@ def excluded_paths(model: nn.Module, exclude: Exclusion) -> Iterable[str]:
             yield path
 
 
-_OWN_FORWARD = (
-    nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
-    nn.ConvTranspose3d, nn.Linear,
-)  # fmt: skip
-
-
-class _Tracer(StateTracer):
-    """fx's tracer with our leaves, remembering the innermost module that stopped it."""
-
-    proxy_buffer_attributes = True  # a buffer is read by name, like a parameter
-
-    def __init__(self, whole: set[str]) -> None:
-        super().__init__(autowrap_functions=(), param_shapes_constant=True)
-        self.whole = whole
-        self.broke_at = ""
-        self._broken = False
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        self.param_shapes_constant = isinstance(attr_val, nn.Parameter)
-        value = super().getattr(attr, attr_val, parameter_proxy_cache)
-        if type(value) is ParameterProxy:
-            return SizedParameterProxy(value.tracer, value.node, value.name, value.param)
-        return value
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return MutableProxy(node, self)
-
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Iterating a split by sizes, whose number of parts is written in the code."""
-        node = obj.node
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        sizes = node.args[1] if len(node.args) > 1 else node.kwargs.get("split_size_or_sections")
-        if name in ("split", "split_with_sizes") and isinstance(sizes, tuple | list):
-            return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(len(sizes))])
-        return super().iter(obj)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.whole or isinstance(m, EMITTED):
-            return True
-        if any(isinstance(m, kind) and type(m).forward is kind.forward for kind in _OWN_FORWARD):
-            return True  # a subclass that computes what torch's own module computes
-        return super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            if not self._broken:
-                self._broken = True
-                self.broke_at = self.path_of_module(m)
-            raise
-
-
 def _has_hooks(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     named = [hook for table in hooks for hook in table.values()]
@@ -196,11 +259,13 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _cause(error: Exception) -> str:
+    if isinstance(error, UnknownArgumentError):
+        return str(error)
     text = str(error).strip().split("\n")[0]
     frame, trace = None, error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if "/torch/" not in name and "repfx" not in name:
+        if is_user_code(name):
             frame = trace
         trace = trace.tb_next
     place = ""
@@ -213,6 +278,9 @@ def _cause(error: Exception) -> str:
 def remove_guards(graph: fx.Graph) -> None:
     """Drop assertions on shapes and whatever only they read; a guard is no reader of a value."""
     for node in list(graph.nodes):
-        if node.op == "call_function" and getattr(node.target, "__name__", "") == "_assert":
+        if node.op == "call_function" and getattr(node.target, "__name__", "") in ("_assert", "assert_fn"):
             graph.erase_node(node)
     remove_dead(graph)
+
+
+_SAME_SIZE = (nn.modules.batchnorm._BatchNorm, nn.Identity, nn.Dropout)

@@ -8,7 +8,7 @@ import importlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from repfx.capture import Capture, Exclusion, capture, check_mode, unchanged
+from repfx.arguments import Example, Passed, SignatureTracer, example_values, parameters_of
+from repfx.attributes import carry_attributes
+from repfx.capture import Capture, Exclusion, capture, check_mode, unchanged, unwrapped
 from repfx.constants import attribute
 from repfx.cost import count_operations
 from repfx.dead import has_effect, remove_dead
@@ -27,6 +29,7 @@ from repfx.equivalence import verify as verify_models
 from repfx.form import form_of
 from repfx.graph import Call, LiftedGraph, Record, common_path
 from repfx.inplace import is_size
+from repfx.keys import below, key_map_of, weights_read, with_weights
 from repfx.objective import OBJECTIVES, Objective
 from repfx.protocol import Pass
 from repfx.report import Equivalence, Merge, OpCounts, Report
@@ -40,6 +43,7 @@ def reparameterize(
     model: nn.Module,
     example_inputs: Sequence[Any] | None = None,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     objective: str = "single-branch",
     passes: Sequence[Pass] | None = None,
     exclude: Exclusion = (),
@@ -51,7 +55,11 @@ def reparameterize(
     Args:
         model: any module in eval mode.  It is never changed.
         example_inputs: positional arguments of one forward.  Optional; what needs shapes is declined
-            without them, with a reason that says so.  They never narrow the sizes the result accepts.
+            without them, with a reason that says so.  They never narrow the sizes the result accepts, but
+            where the model's own code takes another way for another size: then the report names the line,
+            and another size is an `InputError`.
+        example_kwargs: keyword arguments of that forward.  Tensors are inputs of the result; anything else
+            (None, flags, numbers) is compiled in, as given or as its default, and checked at run time.
         objective: "single-branch" (fewest convolutions) or "macs" (nothing grows).
         passes: the passes to run, in order; default `passes.DEFAULT_PASSES`.
         exclude: module paths, globs or types that must stay as they are.
@@ -67,15 +75,17 @@ def reparameterize(
         UserError: an unknown objective, or a folded weight that overflows a half-precision dtype.
     """
     plan = _Plan(_objective(objective), _passes(passes), tuple(exclude), verify, progress)
+    model = unwrapped(model)
     check_mode(model)
     started = time.perf_counter()
     with uncollected():
-        fused, outcome = _compile(model, _as_tuple(example_inputs), plan)
+        fused, outcome = _compile(model, _example(example_inputs, example_kwargs), plan)
     seconds = time.perf_counter() - started - outcome.verify_seconds
     report = _report(model, fused, outcome, plan, seconds)
-    if example_inputs is not None:
-        report = _measured(report, model, fused, _as_tuple(example_inputs) or (), verify)
-    fused.__dict__["_repfx_report"] = report
+    example = _example(example_inputs, example_kwargs)
+    if example is not None:
+        report = _measured(report, model, fused, example, verify)
+    carry_attributes(model, fused, _repfx_report=report)
     return fused
 
 
@@ -83,6 +93,7 @@ def explain(
     model: nn.Module,
     example_inputs: Sequence[Any] | None = None,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     objective: str = "single-branch",
     passes: Sequence[Pass] | None = None,
     exclude: Exclusion = (),
@@ -92,10 +103,11 @@ def explain(
     Works on the meta device.  Arguments as for `reparameterize`.
     """
     plan = _Plan(_objective(objective), _passes(passes), tuple(exclude), verify=False, progress=None, build=False)
+    model = unwrapped(model)
     check_mode(model)
     started = time.perf_counter()
     with uncollected():
-        fused, outcome = _compile(model, _as_tuple(example_inputs), plan)
+        fused, outcome = _compile(model, _example(example_inputs, example_kwargs), plan)
     return _report(model, fused, outcome, plan, time.perf_counter() - started)
 
 
@@ -105,6 +117,11 @@ def report(fused: nn.Module) -> Report:
     if not isinstance(found, Report):
         raise UserError(f"{type(fused).__name__} was not made by repfx.reparameterize, so it has no report")
     return found
+
+
+def key_map(fused: nn.Module) -> dict[str, tuple[str, ...]]:
+    """For every weight of a compiled module the names of the original weights that went into it."""
+    return key_map_of(fused, report(fused))
 
 
 @contextmanager
@@ -153,19 +170,25 @@ def _passes(passes: Sequence[Pass] | None) -> tuple[Pass, ...]:
     return tuple(importlib.import_module("passes").DEFAULT_PASSES)
 
 
-def _as_tuple(example_inputs: object) -> tuple[Any, ...] | None:
-    if example_inputs is None:
+def _example(example_inputs: object, example_kwargs: Mapping[str, Any] | None) -> Example | None:
+    if example_inputs is None and example_kwargs is None:
         return None
-    return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    if example_inputs is None:
+        return Example((), example_kwargs or {})
+    args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    return Example(args, example_kwargs or {})
 
 
-def _compile(model: nn.Module, inputs: tuple[Any, ...] | None, plan: _Plan) -> tuple[nn.Module, _Outcome]:
-    captured = capture(model, plan.exclude)
+def _compile(
+    model: nn.Module, example: Example | None, plan: _Plan, passed: Passed | None = None
+) -> tuple[nn.Module, _Outcome]:
+    captured = capture(model, plan.exclude, example, passed)
     if captured.graph is None:
         return _compile_island(model, captured, plan, "")
     traced = captured.root
     before = _count_graph(captured.graph, traced)
-    lifted = LiftedGraph(captured.graph, traced, _whole(captured), _propagated(captured, inputs))
+    read = weights_read(captured.graph, traced)
+    lifted = LiftedGraph(captured.graph, traced, _whole(captured), _propagated(captured, model, example))
     engine = Engine(
         lifted,
         plan.objective,
@@ -173,7 +196,7 @@ def _compile(model: nn.Module, inputs: tuple[Any, ...] | None, plan: _Plan) -> t
         verify=plan.verify and not _on_meta(model),
         progress=plan.progress,
     )
-    dtype = _default_dtype(traced, inputs)
+    dtype = _default_dtype(traced, example)
     engine.run(plan.passes if dtype is not None else ())
     declines = [*engine.declines(), *lifted.declines()]
     if dtype is None:
@@ -181,11 +204,11 @@ def _compile(model: nn.Module, inputs: tuple[Any, ...] | None, plan: _Plan) -> t
         declines.append(Decline(Reason.UNKNOWN_FACT, fact, type(model).__name__, "pass example_inputs"))
     outcome = _Outcome([], declines, captured, before, before, engine.verify_seconds)
     if not plan.build:
-        outcome.merges += _planned(lifted)
+        outcome.merges += with_weights(_planned(lifted), read)
         outcome.after = _count_plan(lifted)
         return model, outcome
     merges, emitted = _emit_all(lifted, traced, dtype)
-    outcome.merges += merges
+    outcome.merges += with_weights(merges, read)
     fused = _graph_module(lifted, traced, emitted, captured, plan, outcome)
     outcome.after = _count_graph(fused.graph, fused)
     return fused, outcome
@@ -199,14 +222,16 @@ def _on_meta(model: nn.Module) -> bool:
     return any(p.device.type == "meta" for p in model.parameters())
 
 
-def _propagated(captured: Capture, inputs: tuple[Any, ...] | None) -> dict[str, tuple[int, ...]]:
+def _propagated(captured: Capture, model: nn.Module, example: Example | None) -> dict[str, tuple[int, ...]]:
     """Shapes of all values for the example inputs, by node name."""
-    if inputs is None or captured.graph is None:
+    if example is None or captured.graph is None:
         return {}
+    values = example_values(parameters_of(model.forward), example)
     module = fx.GraphModule(captured.root, captured.graph)
+    given = {n: values[str(n.target).lstrip("*")] for n in module.graph.nodes if n.op == "placeholder"}
+    shapes = {node.name: tuple(value.shape) for node, value in given.items() if isinstance(value, Tensor)}
     with torch.no_grad(), held(captured.root):
-        ShapeProp(module).propagate(*inputs)
-    shapes = {}
+        ShapeProp(module).run(initial_env=given)
     for node in module.graph.nodes:
         meta = node.meta.pop("tensor_meta", None)
         if hasattr(meta, "shape"):
@@ -313,9 +338,10 @@ class _Names:
         return not any(t == path or t.startswith(path + ".") or path.startswith(t + ".") for t in self.taken)
 
 
-def _default_dtype(model: nn.Module, inputs: tuple[Any, ...] | None) -> torch.dtype | None:
+def _default_dtype(model: nn.Module, example: Example | None) -> torch.dtype | None:
     """The dtype of weights that were merged from none: the model's, or the example's."""
-    tensors = [*model.parameters(), *model.buffers(), *(x for x in inputs or () if isinstance(x, Tensor))]
+    given = () if example is None else (*example.args, *example.kwargs.values())
+    tensors = [*model.parameters(), *model.buffers(), *(x for x in given if isinstance(x, Tensor))]
     return next((t.dtype for t in tensors if t.is_floating_point()), None)
 
 
@@ -363,7 +389,7 @@ def _graph_module(
             continue
         original = attribute(model, path)
         if node.op == "call_module" and path in {i.path for i in captured.islands}:
-            own, inner = _compile_island(original, capture_nothing(original, captured), plan, path)
+            own, inner = _compile_island(original, capture_nothing(original, captured, path), plan, path)
             outcome.merges += inner.merges
             outcome.declines += inner.declines
             outcome.verify_seconds += inner.verify_seconds
@@ -380,7 +406,7 @@ def _graph_module(
         ):
             node.target = "reshape"  # a merged value need not lie in memory as the original did
     root.training = False
-    lifted.graph._tracer_cls = None  # unpickling traces again, with torch's own tracer
+    lifted.graph._tracer_cls = SignatureTracer  # unpickling traces again
     fused = fx.GraphModule(root, lifted.graph, class_name=type(model).__name__)
     for module in fused.modules():
         if type(module) is nn.Module:
@@ -388,9 +414,14 @@ def _graph_module(
     return fused
 
 
-def capture_nothing(model: nn.Module, captured: Capture) -> Capture:
+def capture_nothing(model: nn.Module, captured: Capture, path: str) -> Capture:
     """The capture of a module that is known not to trace."""
-    return Capture(model, None, [i for i in captured.islands if i.path == ""], set())
+    return Capture(model, None, [i for i in captured.islands if i.path == ""], _below(captured.excluded, path))
+
+
+def _below(paths: set[str], parent: str) -> set[str]:
+    """The paths below a module, seen from there."""
+    return {path.removeprefix(f"{parent}.") for path in paths if path.startswith(f"{parent}.")}
 
 
 def _attach(root: nn.Module, path: str, value: Any) -> None:
@@ -427,14 +458,15 @@ def _compile_island(model: nn.Module, captured: Capture, plan: _Plan, path: str)
 
     result = model if not plan.build else copied(model)
     outcome = _Outcome([], [], captured, OpCounts(), OpCounts())
-    inner = replace(plan, exclude=tuple(e for e in plan.exclude if isinstance(e, type)))
-    for name in called_children(model):
+    types = tuple(e for e in plan.exclude if isinstance(e, type))
+    for name, passed in called_children(model):
         child = model.get_submodule(name)
+        inner = replace(plan, exclude=(*types, *_below(captured.excluded, name)))
         if _has_own_hooks(child) or not any(True for _ in child.children()) or name in captured.excluded:
             continue
-        compiled, part = _compile(child, None, inner)
+        compiled, part = _compile(child, None, inner, passed)
         where = f"{path}.{name}" if path else name
-        outcome.merges += [replace(m, path=f"{where}.{m.path}") for m in part.merges]
+        outcome.merges += [below(m, where) for m in part.merges]
         outcome.declines += [replace(d, subject=f"{where}.{d.subject}") for d in part.declines]
         outcome.verify_seconds += part.verify_seconds
         outcome.capture.islands.extend(replace(i, path=f"{where}.{i.path}") for i in part.capture.islands)
@@ -544,6 +576,7 @@ def _report(model: nn.Module, fused: nn.Module, outcome: _Outcome, plan: _Plan, 
         merges=tuple(outcome.merges),
         declines=tuple(outcome.declines),
         islands=tuple(outcome.capture.islands),
+        conditions=tuple(outcome.capture.conditions),
         before=outcome.before,
         after=outcome.after,
         compile_seconds=seconds,
@@ -551,14 +584,15 @@ def _report(model: nn.Module, fused: nn.Module, outcome: _Outcome, plan: _Plan, 
     )
 
 
-def _measured(report: Report, model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], verify: bool) -> Report:
+def _measured(report: Report, model: nn.Module, fused: nn.Module, example: Example, verify: bool) -> Report:
     """The report with operations counted in a real forward, and the whole model compared."""
     started = time.perf_counter()
+    args, kwargs = example.args, example.kwargs
     with unchanged(model), unchanged(fused), held(model), held(fused):
-        before, after = count_operations(model, inputs), count_operations(fused, inputs)
-    equivalence: Equivalence | None = verify_models(model, fused, inputs) if verify else None
+        before, after = count_operations(model, args, kwargs), count_operations(fused, args, kwargs)
+    equivalence: Equivalence | None = verify_models(model, fused, args, example_kwargs=kwargs) if verify else None
     seconds = report.verify_seconds + time.perf_counter() - started
     return replace(report, before=before, after=after, equivalence=equivalence, verify_seconds=seconds)
 
 
-__all__ = ["OBJECTIVES", "Reason", "explain", "reparameterize", "report"]
+__all__ = ["OBJECTIVES", "Reason", "explain", "key_map", "reparameterize", "report"]

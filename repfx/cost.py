@@ -7,7 +7,7 @@ values of different resolution compare.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, prod
@@ -221,8 +221,8 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-def count_operations(model: nn.Module, inputs: Sequence[Any]) -> OpCounts:
-    """Operations executed in one forward of `model(*inputs)`, and its multiply-accumulates.
+def count_operations(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> OpCounts:
+    """Operations executed in one forward of `model(*inputs, **keywords)`, and its multiply-accumulates.
 
     Counted as they reach the dispatcher, so functional calls count like modules.  Views are free; the
     broadcast add of a border term is counted apart, and its map, which depends on the size only, is not.
@@ -244,7 +244,7 @@ def count_operations(model: nn.Module, inputs: Sequence[Any]) -> OpCounts:
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         with torch.no_grad(), counter:
-            model(*inputs)
+            model(*inputs, **(keywords or {}))
     finally:
         for handle in handles:
             handle.remove()

@@ -6,9 +6,9 @@ from torch import fx
 
 
 def has_effect(node: fx.Node) -> bool:
-    """Whether running the node does more than return a value.  A module call does not."""
+    """Whether running the node does more than return a value.  A module call does not, a guard apart."""
     if node.op == "call_module":
-        return bool(node.meta.get("aliased") or node.meta.get("overwrites"))
+        return any(node.meta.get(mark) for mark in ("aliased", "overwrites", "guard"))
     return node.is_impure() or bool(node.meta.get("aliased"))
 
 

@@ -54,3 +54,7 @@ class UserError(Exception):
 
 class TrainingModeError(UserError):
     """The model holds batch norms in training mode; folding them would change its meaning."""
+
+
+class InputError(UserError, ValueError):
+    """A compiled module was called with an argument or a size for which it was not compiled."""

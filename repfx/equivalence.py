@@ -6,11 +6,12 @@ documented SLACK; in float64 it is far below the 1e-10 that a fold may lose to c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from repfx.decline import UserError
 from repfx.report import Equivalence
@@ -18,6 +19,7 @@ from repfx.state import copied
 
 SLACK = 32.0  # a few roundings per layer, accumulated over some hundred layers as a random walk
 FLOAT64_BOUND = 1e-10
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def verify(
@@ -25,6 +27,7 @@ def verify(
     fused: nn.Module,
     example_inputs: Sequence[Any] | Tensor,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = torch.float64,
 ) -> Equivalence:
     """Compare two models on the given inputs and on hostile variants of them.
@@ -32,6 +35,7 @@ def verify(
     Args:
         model, fused: the models; neither is changed.
         example_inputs: positional arguments of one forward.
+        example_kwargs: its keyword arguments.
         dtype: precision to compare in (copies are cast); None: as the models are.
 
     Returns:
@@ -40,7 +44,8 @@ def verify(
     Raises:
         UserError: the models return differently structured outputs.
     """
-    inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    inputs = (args, dict(example_kwargs or {}))
     a, b = _cast(model, dtype), _cast(fused, dtype)
     used = dtype or next((p.dtype for p in model.parameters()), torch.float32)
     stored = next((p.dtype for p in fused.parameters() if p.is_floating_point()), used)
@@ -70,9 +75,12 @@ def _cast(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     return model if dtype is None else copied(model).to(dtype)
 
 
-def _probes(inputs: tuple[Any, ...], dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    def changed(change: Any) -> tuple[Any, ...]:
-        return tuple(change(x).to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+def _probes(inputs: _Call, dtype: torch.dtype) -> Iterator[tuple[str, _Call]]:
+    def changed(change: Any) -> _Call:
+        def leaf(x: Any) -> Any:
+            return change(x).to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+        return tree_map(leaf, inputs)
 
     generator = torch.Generator().manual_seed(0)
     yield "given input", changed(lambda x: x)
@@ -92,9 +100,9 @@ def _impulses(x: Tensor) -> Tensor:
     return out
 
 
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: _Call) -> list[Tensor]:
     found: list[Tensor] = []
-    _flatten(model(*inputs), found)
+    _flatten(model(*inputs[0], **inputs[1]), found)
     return found
 
 

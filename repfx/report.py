@@ -58,6 +58,7 @@ class Merge:
     note: str = ""  # e.g. "valid for every input size"
     sources: tuple[str, ...] = ()  # module paths of what was merged, in the original model
     error: float | None = None  # relative float64 error on the hostile probes; None: not verified
+    weights: tuple[str, ...] = ()  # names of the original weights that went into it
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Report:
     before: OpCounts = field(default_factory=OpCounts)
     after: OpCounts = field(default_factory=OpCounts)
     equivalence: Equivalence | None = None
+    conditions: tuple[str, ...] = ()  # what the example's sizes decided; another size may be an InputError
     compile_seconds: float = 0.0
     verify_seconds: float = 0.0
 
@@ -159,8 +161,14 @@ class Report:
             islands.add_column("module")
             islands.add_column("because", overflow="fold")
             for island in self.islands:
-                islands.add_row(island.path, island.cause)
+                islands.add_row(island.path or "the model", island.cause)
             yield islands
+        if self.conditions:
+            conditions = Table(title=f"holds for the example's sizes ({len(self.conditions)})", title_justify="left")
+            conditions.add_column("decided", overflow="fold")
+            for condition in self.conditions:
+                conditions.add_row(condition)
+            yield conditions
 
     def summary(self) -> str:
         """Timing and equality in one line each."""
@@ -194,6 +202,8 @@ class Report:
         if self.declines:
             lines += ["", "| pass | declined because | n |", "| --- | --- | ---: |"]
             lines += [f"| {r} | {s} | {n} |" for r, s, n in self.grouped_declines()]
+        if self.conditions:
+            lines += ["", "| holds for the example's sizes |", "| --- |", *(f"| {c} |" for c in self.conditions)]
         return "\n".join([*lines, "", self.summary(), ""])
 
 

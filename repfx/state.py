@@ -69,7 +69,8 @@ def remembering(
 
     To be called before those attributes are put back.  They matter iff tracing once more gives another graph.
     """
-    changed = [path for path, module in model.named_modules() if _differs(module, before.get(path, {}))]
+    known = [(path, module) for path, module in model.named_modules() if path in before]  # the rest are guards
+    changed = [path for path, module in known if _differs(module, before[path])]
     if not changed:
         return []
     again = copy.copy(model)
@@ -102,7 +103,8 @@ def _is_met(name: str) -> bool:
 
 def _outline(graph: fx.Graph) -> list[str]:
     """A graph as text, node by node."""
-    return [f"{n.op} {n.name} {n.target} {n.args} {n.kwargs}" for n in graph.nodes]
+    told = [n for n in graph.nodes if not n.meta.get("guard")]
+    return [f"{n.op} {n.name} {n.target} {n.args} {n.kwargs}" for n in told]
 
 
 def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

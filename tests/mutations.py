@@ -39,6 +39,8 @@ SUITE = (
     "tests/test_lifting.py",
     "tests/passes",
     "tests/test_traps.py",
+    "tests/test_arguments.py",
+    "tests/test_sizes.py",
     "tests/test_serial.py",
     "tests/test_transposed.py",
     "tests/test_spellings.py",
@@ -415,6 +417,13 @@ MUTANTS = (
         "if str(node.target) in context.whole:",
         "if False:",
     ),
+    # --- repfx/arguments.py, repfx/tracing.py, repfx/questions.py, repfx/capture.py
+    Mutant("arguments-not-checked", "repfx/modules.py", "if not _matches(given[name], wanted):", "if False:"),
+    Mutant("sizes-not-checked", "repfx/modules.py", "if found != self.wanted:", "if False:"),
+    Mutant("caller-may-pass-none", "repfx/arguments.py", "passed is not None and passed.gives(index, name)", "False"),
+    Mutant("caught-errors-are-passed", "repfx/capture.py", "if tracer.refusal is not None:", "if False:"),
+    Mutant("checks-in-a-try-are-passed", "repfx/questions.py", "if any(_may_catch(outer) for", "if any(False for"),
+    Mutant("types-are-guessed", "repfx/questions.py", "            if plain and not several:", "            if True:"),
     # --- what reading a network means: rearranging, reshaping, padding, memory, state
     Mutant(
         "part-starts-one-early",
