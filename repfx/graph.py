@@ -70,14 +70,15 @@ class LiftedGraph:
         self.root = root
         constants = Constants(root)
         self.context = Context(root, constants, Shapes(root, constants.shape), whole)
+        signals = any(_reads_signals(node, root) for node in graph.nodes) if shapes else False
         if shapes:
             self.context.sure = Shapes(root, constants.shape)
         for node in graph.nodes:
             if node.name in shapes:
                 known = shapes[node.name]
                 self.context.shapes.set(node, (None, *known[1:]) if known else known)
-                if node.op == "placeholder" and self.context.sure is not None and len(known) > 3:  # an image
-                    self.context.sure.set(node, (None, known[1], *(None,) * (len(known) - 2)))
+                if node.op == "placeholder" and self.context.sure is not None:
+                    self.context.sure.set(node, _sure(known, signals))
         self.records: dict[fx.Node, Record] = {}
         self.calls: dict[fx.Node, Call] = {}
         self.dominators: object = None  # kept by repfx.regions
@@ -323,6 +324,23 @@ def _renamed(op: Op, old: fx.Node, new: fx.Node) -> Op:
             return replace(op, inputs=tuple(now(i) for i in inputs))
         case _:
             return op
+
+
+def _sure(shape: tuple[int, ...], signals: bool) -> tuple[int | None, ...] | None:
+    """What an example tells for every input: an image's channels, and the features of tokens."""
+    if len(shape) > 3:
+        return (None, shape[1], *(None,) * (len(shape) - 2))
+    if len(shape) == 3:
+        return (None, None, None if signals else shape[2])
+    return None
+
+
+def _reads_signals(node: fx.Node, root: nn.Module) -> bool:
+    """Whether an operation slides over one axis: then three axes are channels and positions, not tokens."""
+    if node.op == "call_module":
+        name = type(root.get_submodule(str(node.target))).__name__
+        return name.endswith("1d") and "Norm" not in name and "Dropout" not in name
+    return node.op == "call_function" and getattr(node.target, "__name__", "").endswith("1d")
 
 
 def common_path(paths: list[str]) -> str:
