@@ -44,7 +44,7 @@ def count_graph(graph: fx.Graph, root: nn.Module) -> OpCounts:
 def count_module(module: nn.Module) -> Counter[str]:
     """What one call of a module counts as, its parts included."""
     counts: Counter[str] = Counter()
-    for part in module.modules():
+    for part in module.modules() if module._modules else (module,):
         match part:
             case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
                 counts["convolutions"] += 1

@@ -6,12 +6,14 @@ module those it holds, an operation the parameters and buffers that reach it thr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx, nn
 
 from repfx.lifting.context import place_of
+from repfx.modules import module_at
 from repfx.report import Merge, Report
 
 
@@ -29,23 +31,37 @@ def weights_read(graph: fx.Graph, root: nn.Module) -> dict[str, tuple[str, ...]]
             constant[node] = read
         if node.op == "call_module":
             path = str(node.target)
-            names = root.get_submodule(path).state_dict()
+            module = module_at(root, path)
+            names = module.state_dict() if module._modules or module._state_dict_hooks else _own(module)
             read |= {f"{path}.{name}": None for name in names if not name.endswith("num_batches_tracked")}
         found[place_of(node)] = tuple(read)
     return found
 
 
+def _own(module: nn.Module) -> list[str]:
+    """Names of the weights in the state of a module without parts."""
+    transient = module._non_persistent_buffers_set
+    held = (*module._parameters.items(), *module._buffers.items())
+    return [name for name, value in held if value is not None and name not in transient]
+
+
 def with_weights(merges: Iterable[Merge], read: Mapping[str, tuple[str, ...]]) -> list[Merge]:
     """The merges, each with the weights that its sources read."""
-    return [replace(merge, weights=_of(merge.sources, read)) for merge in merges]
+    places = sorted(read)
+    return [replace(merge, weights=_of(merge.sources, read, places)) for merge in merges]
 
 
-def _of(sources: Iterable[str], read: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+def _of(sources: Iterable[str], read: Mapping[str, tuple[str, ...]], places: Sequence[str]) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for source in sources:
-        places = [source] if source in read else [p for p in read if p.startswith((f"{source}.", f"{source}:"))]
-        names |= {name: None for place in places for name in read[place]}
+        for place in (source,) if source in read else (*_below(f"{source}.", places), *_below(f"{source}:", places)):
+            names |= dict.fromkeys(read[place])
     return tuple(names)
+
+
+def _below(prefix: str, places: Sequence[str]) -> Sequence[str]:
+    """The places, in order, that begin so."""
+    return places[bisect_left(places, prefix) : bisect_left(places, prefix[:-1] + chr(ord(prefix[-1]) + 1))]
 
 
 def below(merge: Merge, parent: str) -> Merge:

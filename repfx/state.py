@@ -113,7 +113,7 @@ def _outline(graph: fx.Graph) -> list[str]:
 def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy, also of a module that holds what its last forward computed (the older weight_norm's weight)."""
     memo = {} if memo is None else memo
-    for part in module.modules():
+    for part in module.modules() if module._modules else (module,):
         for value in part.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
