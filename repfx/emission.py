@@ -137,7 +137,7 @@ def _grouped_weight(map_: AffineConv, form: Form, values: Values, source: Ints) 
     as_is = form.gather is None and form.order is None
     if as_is and map_.incidence == Incidence.grouped(map_.in_channels, map_.out_channels, form.groups):
         shape = (form.out_channels, form.in_channels // form.groups, *form.kernel)
-        return row_wise(shape, values.device, lambda part: values.rows(part)[cut])
+        return row_wise(shape, values.device, lambda part: values.taps(part, window))
     planes = values.planes[cut]
     rows = map_.incidence.rows[source]  # (O, K) input channels
     if form.gather is not None:

@@ -43,9 +43,7 @@ def from_conv(
     def rule(_: Sequence[Values]) -> Values:
         given = weight()
         zeros = torch.zeros(outputs, dtype=torch.float64, device=given.device)
-        planes = row_wise(
-            (outputs, width, *kernel), given.device, lambda part: dilated(given[part].double(), dilation, 2)
-        )
+        planes = row_wise((outputs, width, *kernel), given.device, lambda part: given[part].double(), dilation)
         return Values(planes, zeros if bias is None else bias().double())
 
     return AffineConv(

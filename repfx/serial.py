@@ -28,7 +28,7 @@ from torch import Tensor
 from repfx.affine import REMEMBERED, ZEROS, AffineConv, Border, moved, times
 from repfx.decline import Decline, Reason
 from repfx.parallel import executable, grown, united
-from repfx.values import Values, composed, dilated, row_wise
+from repfx.values import Values, composed, dilated
 
 
 def compose(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:
@@ -51,7 +51,7 @@ def compose(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:
         v2, v1 = moved(values)
         if scaling:
             scale = v2.planes.reshape(-1, 1, *(1 for _ in inner.kernel))
-            planes = row_wise(v1.shape, v1.device, lambda part: v1.rows(part) * scale[part])
+            planes = v1.mapped(lambda rows, part: rows * scale[part])
         else:
             planes = composed(v2.planes, outer.incidence, v1.planes, inner.incidence, incidence, inner.stride)
         bias = v2.bias

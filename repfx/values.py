@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any, Protocol
@@ -51,11 +51,13 @@ class Rows:
     """Planes (O, K, *kernel) that are computed some outputs at a time: `read(slice)`, in float64.
 
     A folded weight then never exists in float64 as a whole, which saves most of the time and the memory.
+    `read` gives the taps without the zeros that the dilation puts between them.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # with the zeros
     device: torch.device
     read: Callable[[slice], Tensor]
+    dilation: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,27 @@ class Values:
     @cached_property
     def planes(self) -> Tensor:
         """All planes, (O, K, *kernel)."""
-        return self.given if isinstance(self.given, Tensor) else self.given.read(slice(None))
+        return self.given if isinstance(self.given, Tensor) else self.rows(slice(None))
 
     def rows(self, part: slice) -> Tensor:
         """The planes of some outputs."""
         written = self.__dict__.get("planes", self.given)
-        return written[part] if isinstance(written, Tensor) else written.read(part)
+        return written[part] if isinstance(written, Tensor) else dilated(written.read(part), written.dilation, 2)
+
+    def taps(self, part: slice, window: Sequence[slice]) -> Tensor:
+        """The planes of some outputs, cut to a window of taps; cheap where that takes the dilation's zeros out."""
+        if isinstance(self.given, Rows) and any(d > 1 for d in self.given.dilation):
+            ends = zip(self.given.shape[2:], window, self.given.dilation)
+            if all((w.start, w.stop, w.step) == (0, k, d) for k, w, d in ends):
+                return self.given.read(part)
+        return self.rows(part)[(slice(None), slice(None), *window)]
+
+    def mapped(self, change: Callable[[Tensor, slice], Tensor]) -> Tensor | Rows:
+        """The planes after a change of each by itself that keeps zeros: a factor per output."""
+        given = self.given
+        if isinstance(given, Tensor):
+            return change(given, slice(None))
+        return replace(given, read=lambda part: change(given.read(part), part))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,10 +107,12 @@ class Values:
         return self.given.device
 
 
-def row_wise(shape: Sequence[int], device: torch.device, read: Callable[[slice], Tensor]) -> Tensor | Rows:
+def row_wise(
+    shape: Sequence[int], device: torch.device, read: Callable[[slice], Tensor], dilation: Sequence[int] = ()
+) -> Tensor | Rows:
     """Planes as rows where they are large, written down where they are small."""
-    rows = Rows(tuple(shape), device, read)
-    return rows if prod(rows.shape) > _LARGE else read(slice(None))
+    rows = Rows(tuple(shape), device, read, tuple(dilation) or (1,) * (len(shape) - 2))
+    return rows if prod(rows.shape) > _LARGE else dilated(read(slice(None)), rows.dilation, 2)
 
 
 class Expression(Protocol):

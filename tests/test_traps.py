@@ -368,3 +368,20 @@ def test_dead_and_huge_channels_in_half_precision(dtype: torch.dtype) -> None:
     with pytest.raises(repfx.UserError, match=r"a: the folded \w+ of output channel 2 is .* overflows torch\.float16"):
         repfx.reparameterize(model, verify=False)
     repfx.reparameterize(model.to(torch.bfloat16), verify=False)
+
+
+def test_a_wide_dilation_is_not_written_out() -> None:
+    """A dilated kernel spans 73x73 pixels and holds nine numbers; folding a norm into it stays that small."""
+    wide = nn.Conv2d(64, 64, 3, padding=36, dilation=36, bias=False)
+    rows = []
+
+    def watched(part: Tensor, dilation: object, lead: int) -> Tensor:
+        rows.append(part.numel())
+        return part
+
+    _, fused = compiled(Net(lambda s, x: s.n(s.a(x)), a=wide, n=nn.BatchNorm2d(64)), 64, ((5, 7), (40, 38)))
+    assert counted(left(fused, 64, (40, 38))) == {"convolutions": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("repfx.values.dilated", watched)
+        repfx.reparameterize(nn.Sequential(wide, nn.BatchNorm2d(64)).eval(), verify=False)
+    assert not rows, "planes with all their zeros were written down"
