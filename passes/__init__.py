@@ -11,6 +11,7 @@ from passes.fold_norm_affine import FoldNormAffine
 from passes.fold_product_scales import FoldProductScales
 from passes.fold_scales import FoldScales
 from passes.fold_through_shuffle import FoldThroughShuffle
+from passes.fold_weights import FoldWeights
 from passes.fuse_attention import FuseAttention
 from passes.merge_siblings import MergeSiblings
 from passes.split_concats import SplitConcats
@@ -29,6 +30,7 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     CommuteResampling(),
     FoldNormAffine(),
     FuseAttention(),
+    FoldWeights(),
     MergeSiblings(),
     CarryPermutations(),
 )

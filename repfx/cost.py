@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules import padding
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repfx.affine import AffineConv
@@ -97,6 +99,18 @@ def _pads(lifted: LiftedGraph, node: fx.Node) -> bool:
     return node.target in (F.pad, assign)
 
 
+def generates_weight(lifted: LiftedGraph, node: fx.Node) -> bool:
+    """Whether a node's weight is computed from parameters in every forward."""
+    if node in lifted.records:
+        return False
+    if node.op == "call_module":
+        module = lifted.context.module(node)
+        hooks = module._forward_pre_hooks.values()
+        return parametrize.is_parametrized(module) or any(hasattr(hook, "compute_weight") for hook in hooks)
+    constants = [n for n in node.all_input_nodes if lifted.context.constants.is_constant(n)]
+    return any(n.op != "get_attr" for n in constants)
+
+
 def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
     """What executing a node of the graph costs, per position of its output."""
     match lifted.op(node):
@@ -108,7 +122,7 @@ def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
                 return cost_of_map(map_)
             if _pads(lifted, node):
                 return Cost(light=2 if map_.borders else 1)  # a value other than zero is filled in, then copied over
-            return cost_as_written(map_)
+            return cost_as_written(map_) + Cost(light=1 if generates_weight(lifted, node) else 0)
         case Sum(terms=terms, shift=shift):
             scales = sum(factor not in (1.0, -1.0) for _, factor in terms)
             return Cost(light=max(1, len(terms) - 1 + scales) + (1 if shift and len(terms) > 1 else 0))
@@ -129,6 +143,14 @@ def _cost_of_opaque(lifted: LiftedGraph, node: fx.Node) -> Cost:
     if product_of(lifted, node) is not None:
         return Cost(heavy=1)
     return Cost(light=0 if transposed_last(lifted, node) is not None else 1)
+
+
+_FRAME = Fraction(9, 10)  # positions inside a frame for one of the framed image, in order of magnitude
+
+
+def _widens(map_: AffineConv) -> bool:
+    """Whether the output is larger than the input by a frame: what is merged into it will be computed there too."""
+    return not map_.is_zoomed and all(s == 1 for s in map_.stride) and any(e > -1 for e in map_.extent)
 
 
 # Two products, and the scores between them are never written to memory.
@@ -154,6 +176,7 @@ def cost_of_nodes(lifted: LiftedGraph, nodes: Sequence[fx.Node], sinks: Sequence
             map_ = lifted.map_of(node, axes if op.axes is None else op.axes)
             if isinstance(map_, AffineConv):
                 factor *= Fraction(prod(map_.stride), prod(map_.zoom)) if map_.is_zoomed else prod(map_.stride)
+                factor *= _FRAME if _widens(map_) else 1
         elif isinstance(op, Resampling):
             factor *= op.resolution.density
             sources = (op.source,)
@@ -176,7 +199,7 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.counts: dict[str, int] = {}
         self.macs = 0
-        self.in_border = 0
+        self.unseen = 0  # depth of what is not counted operation by operation
 
     def add(self, kind: str) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -185,7 +208,7 @@ class _Counter(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if self.in_border:
+        if self.unseen:
             return out
         name = func.overloadpacket.__name__
         if name in _CONVOLUTIONS:
@@ -201,10 +224,6 @@ class _Counter(TorchDispatchMode):
         elif name in ("bmm", "baddbmm"):
             self.add("others")
             self.macs += args[-2].shape[-1] * out.numel()
-        elif name.startswith("_scaled_dot_product") and isinstance(out, tuple):
-            self.add("others")
-            query, key, value = args[:3]
-            self.macs += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
         elif name in _NORMS:
             self.add("batch_norms")
         elif name in ("add", "add_", "sub", "sub_"):
@@ -222,6 +241,29 @@ class _Counter(TorchDispatchMode):
         return out
 
 
+class _Calls(TorchFunctionMode):
+    """Attention is one operation, whichever kernel runs it: some devices and dtypes execute it in pieces."""
+
+    def __init__(self, counter: _Counter) -> None:
+        super().__init__()
+        self.counter = counter
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        keywords = kwargs or {}
+        if func is not F.scaled_dot_product_attention or self.counter.unseen:
+            return func(*args, **keywords)
+        self.counter.unseen += 1
+        out = func(*args, **keywords)
+        self.counter.unseen -= 1
+        names = zip(("query", "key", "value"), range(3))
+        query, key, value = (args[i] if i < len(args) else keywords[name] for name, i in names)
+        self.counter.add("others")
+        self.counter.macs += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+        return out
+
+
 def count_operations(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> OpCounts:
     """Operations executed in one forward of `model(*inputs, **keywords)`, and its multiply-accumulates.
 
@@ -233,18 +275,18 @@ def count_operations(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[
     handles = []
 
     def enter(module: nn.Module, args: Any) -> None:
-        counter.in_border += 1
+        counter.unseen += 1
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         nonlocal borders
-        counter.in_border -= 1
+        counter.unseen -= 1
         borders += 1
 
     for module in model.modules():
         if isinstance(module, BorderTerm):
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), counter, _Calls(counter):
             model(*inputs, **(keywords or {}))
     finally:
         for handle in handles:

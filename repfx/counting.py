@@ -11,6 +11,7 @@ from repfx.form import form_of
 from repfx.graph import LiftedGraph
 from repfx.inplace import is_size
 from repfx.modules import BorderTerm, ChannelOrder, ScaleShift, module_at
+from repfx.naming import live
 from repfx.report import OpCounts
 
 _FUNCTION_KINDS = {
@@ -84,7 +85,8 @@ def count_plan(lifted: LiftedGraph) -> OpCounts:
         counts["border_terms"] += form.borders
         counts["permutations"] += (form.gather is not None and kind == "convolutions") + (form.order is not None)
         parameters += form.parameters
-    left = [n for n in lifted.graph.nodes if n not in lifted.records]
+    needed = live(lifted)  # constants that only folded weights read are not written
+    left = [n for n in lifted.graph.nodes if n not in lifted.records and n in needed]
     seen: set[str] = set()
     for node in left:
         if node.op == "call_module":

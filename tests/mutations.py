@@ -531,6 +531,8 @@ MUTANTS = (
     Mutant("state-unseen", "repfx/state.py", "    if not changed:\n", "    if True:\n"),
     Mutant("keywords-of-numpy-unseen", "repfx/keywords.py", "not _NAMES.keys().isdisjoint(node.kwargs)", "False"),
     # --- passes
+    Mutant("generated-weights-stay", "passes/fold_weights.py", "not generates_weight(lifted, node)", "True"),
+    Mutant("frames-are-free", "repfx/cost.py", "_FRAME = Fraction(9, 10)", "_FRAME = Fraction(1)"),
     Mutant("scales-are-noops", "passes/drop_noops.py", "and map_.is_identity:", "and map_.is_pointwise:"),
     Mutant(
         "parts-in-the-other-order",

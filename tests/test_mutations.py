@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import repfx
@@ -61,6 +62,14 @@ FIRES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "fold_product_scales": (lambda: Net(scored, a=nn.Linear(4, 6)), IMAGE),
     "fuse_attention": (lambda: Net(attended, q=nn.Linear(4, 3), k=nn.Linear(4, 3), v=nn.Linear(4, 3)), IMAGE),
+    "fold_weights": (
+        lambda: Net(
+            lambda s, x: F.conv2d(x, s.w.tanh(), s.b),
+            w=nn.Parameter(torch.randn(6, 4, 3, 3)),
+            b=nn.Parameter(torch.randn(6)),
+        ),
+        IMAGE,
+    ),
     "collapse_sums": (lambda: Net(lambda s, x: s.a(x) + s.b(x) + x, a=conv(4, 4), b=conv(4, 4, 1)), IMAGE),
     "average_heads": (lambda: Net(lambda s, x: (s.a(x) + s.b(x)) / 2, a=nn.Linear(4, 3), b=nn.Linear(4, 3)), ()),
     "collapse_concats": (lambda: Net(chunked, a=conv(2, 2, groups=2), b=conv(2, 2, (1, 5), groups=2)), IMAGE),

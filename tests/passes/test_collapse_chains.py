@@ -69,3 +69,11 @@ def test_macs_objective_keeps_factorised_pairs() -> None:
 def test_excluded_modules_stay() -> None:
     _, fused = compiled(two(conv(4, 4), nn.BatchNorm2d(4)), 4, exclude=("second",), **ALONE)
     assert counted(left(fused, 4)) == {"convolutions": 1, "batch_norms": 1}
+
+
+def test_a_frame_is_padded_after_a_dense_convolution_not_before() -> None:
+    """Merged, the convolution would be computed on the frame too."""
+    run = Net(lambda s, x: torch.relu(nn.functional.pad(s.a(x), (3, 3, 3, 3))), a=conv(4, 8, 1))
+    _, fused = compiled(run, 4, **ALONE)
+    assert fused.a.padding == (0, 0)
+    assert_declined(fused, Reason.COST, "pad", "a dense convolution would grow", "collapse_chains")
