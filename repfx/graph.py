@@ -71,7 +71,8 @@ class LiftedGraph:
         constants = Constants(root)
         self.context = Context(root, constants, Shapes(root, constants.shape), whole)
         if shapes:
-            self.context.sure = Shapes(root, constants.shape)
+            ranks = {node: len(shapes[node.name]) for node in graph.nodes if node.name in shapes}
+            self.context.sure = Shapes(root, constants.shape, ranks)
         for node in graph.nodes:
             if node.name in shapes:
                 known = shapes[node.name]
@@ -89,6 +90,8 @@ class LiftedGraph:
         self._looked: set[fx.Node] | None = None
         self._original = set(graph.nodes)
         for node in graph.nodes:
+            if self.context.sure is not None:
+                self.context.sure.of(node)  # as the user wrote it
             self.define(node, lift(node, self.context))
 
     def define(self, node: fx.Node, op: Op) -> None:
@@ -228,6 +231,16 @@ class LiftedGraph:
     def channels(self, node: fx.Node, axes: int) -> int | None:
         """Channel count of a value, as a map over that many spatial axes sees it."""
         return self.context.shapes.size(node, 1 if axes else -1)
+
+    def width(self, node: fx.Node) -> int | None:
+        """Size of the last axis where every input gives the same; one that only the example has is not known."""
+        record, sure = self.records.get(node), self.context.sure
+        if record is not None and record.map.axes == 0:
+            return record.map.out_channels
+        if sure is None:
+            return self.context.shapes.size(node, -1)
+        first = self.first_name(node)
+        return sure.size(first, -1) if first in self._original else None
 
     def map_of(self, node: fx.Node, axes: int) -> AffineConv | Decline:
         """The map of an `Affine` node over its one source."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -56,9 +56,15 @@ _BINARY_METHODS = {"add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_", "
 class Shapes:
     """Partial shapes of all values of a graph, computed on demand and remembered."""
 
-    def __init__(self, root: nn.Module, constants: Callable[[fx.Node], torch.Size | None]) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        constants: Callable[[fx.Node], torch.Size | None],
+        ranks: Mapping[fx.Node, int] | None = None,
+    ) -> None:
         self.root = root
         self._constant = constants
+        self._ranks = ranks or {}  # of values whose rank structure does not give
         self._known: dict[fx.Node, Shape] = {}
 
     def set(self, node: fx.Node, shape: Shape) -> None:
@@ -93,7 +99,9 @@ class Shapes:
             elif missing and node.op != "placeholder":
                 stack.extend(missing)
             else:
-                self._known[stack.pop()] = self._rule(node)
+                stack.pop()
+                shape, rank = self._rule(node), self._ranks.get(node)
+                self._known[node] = (None,) * rank if shape is None and rank is not None else shape
 
     def _rule(self, node: fx.Node) -> Shape:
         constant = self._constant(node)

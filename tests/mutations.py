@@ -547,7 +547,7 @@ MUTANTS = (
     Mutant(
         "siblings-sliced-from-the-top",
         "passes/merge_siblings.py",
-        "                start += map_.out_channels\n",
+        "        start += map_.out_channels\n",
         "",
     ),
     Mutant(
