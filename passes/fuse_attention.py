@@ -190,7 +190,7 @@ def _projection(lifted: LiftedGraph, node: fx.Node, *, deep: bool) -> _Projectio
         linear, copied = linear or kind is Kind.LINEAR, copied or kind is Kind.COPY
         chain.append(current)
         current = source
-    channels = lifted.width(current)
+    channels = lifted.channels(current, 0)
     if channels is None and chain:
         op = lifted.op(chain[-1])
         first = op.build(0, None) if isinstance(op, Affine) else None
@@ -216,7 +216,7 @@ def _step(lifted: LiftedGraph, node: fx.Node) -> tuple[fx.Node, Kind] | None:
         case Sum(terms=((source, _),)):
             return source, Kind.SCALE
         case Affine(source=source, axes=0 | None, build=build):
-            map_ = build(0, lifted.context.shapes.size(source, -1))
+            map_ = build(0, lifted.channels(source, 0))
             return None if isinstance(map_, Decline) else (source, form_of(map_).kind)
         case _:
             return None

@@ -229,18 +229,15 @@ class LiftedGraph:
         return place_of(node)
 
     def channels(self, node: fx.Node, axes: int) -> int | None:
-        """Channel count of a value, as a map over that many spatial axes sees it."""
-        return self.context.shapes.size(node, 1 if axes else -1)
+        """Channel count of a value, as a map over that many spatial axes sees it.
 
-    def width(self, node: fx.Node) -> int | None:
-        """Size of the last axis where every input gives the same; one that only the example has is not known."""
-        record, sure = self.records.get(node), self.context.sure
-        if record is not None and record.map.axes == 0:
-            return record.map.out_channels
-        if sure is None:
-            return self.context.shapes.size(node, -1)
-        first = self.first_name(node)
-        return sure.size(first, -1) if first in self._original else None
+        None where the example alone has it: a map has one number of channels, for every input.
+        """
+        axis = 1 if axes else -1
+        first, sure = self.first_name(node), self.context.sure
+        if sure is not None and first in self._original and node not in self.records:
+            return sure.size(first, axis)
+        return self.context.shapes.size(node, axis)
 
     def map_of(self, node: fx.Node, axes: int) -> AffineConv | Decline:
         """The map of an `Affine` node over its one source."""

@@ -288,8 +288,9 @@ class Shapes:
 
     def _product(self, node: fx.Node, first: int) -> Shape:
         """Rows by columns: one factor is a matrix, or both are of one rank and leading axes of size one broadcast."""
-        other = node.kwargs.get("other", node.kwargs.get("mat2"))
-        operands = (*node.args[first : first + 2], other)[:2]
+        names = (("mat1",), ("mat2",)) if first else (("input", "tensor1"), ("other", "mat2", "tensor2"))
+        given = [next((node.kwargs[n] for n in own if n in node.kwargs), None) for own in names]
+        operands = [node.args[first + i] if len(node.args) > first + i else given[i] for i in range(2)]
         left, right = (self.of(a) if isinstance(a, fx.Node) else None for a in operands)
         if left is None or right is None or len(left) < 2 or len(right) < 2:
             return None
