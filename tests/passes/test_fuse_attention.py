@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -530,3 +531,26 @@ def test_explain_counts_without_weights() -> None:
 
 def test_it_is_among_the_default_passes() -> None:
     assert FuseAttention() in DEFAULT_PASSES
+
+
+SCORES: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "twice": lambda s, y: y * s.t * 0.5,
+    "twice by a parameter": lambda s, y: y * s.t / s.t,
+    "then a bias per head": lambda s, y: y * s.t + s.b,
+    "twice, then a bias per head": lambda s, y: y * 0.5 * s.t + s.b,
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_default_passes_take_the_factor_before_a_chain_hides_it(name: str) -> None:
+    """The heads' scores are as many channels: a factor and a bias would be one scale and shift of them."""
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = s.a(torch.tanh(x)).reshape(b, n, 3, 2, 3).permute(2, 0, 3, 1, 4).unbind(0)
+        return SCORES[name](s, q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+    t, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(2, 1, 1))
+    fused = fused_tokens(Net(run, a=nn.Linear(WIDTH, 18), t=t, b=b))
+    assert len(calls(fused)) == 1
+    assert not any(node.target in (operator.mul, operator.truediv) for node in fused.graph.nodes)
