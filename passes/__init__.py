@@ -19,10 +19,10 @@ from repfx.protocol import Pass
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
     DropNoops(),
+    FoldProductScales(),  # before a chain makes one scale and shift of a factor of scores and their bias
     CollapseChains(),
     FoldScales(),
     FoldThroughShuffle(),
-    FoldProductScales(),
     CollapseSums(),
     AverageHeads(),
     CollapseConcats(),

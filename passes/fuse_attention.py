@@ -191,13 +191,15 @@ def _projection(lifted: LiftedGraph, node: fx.Node, *, deep: bool) -> _Projectio
         linear, copied = linear or kind is Kind.LINEAR, copied or kind is Kind.COPY
         chain.append(current)
         current = source
-    channels = lifted.context.shapes.size(current, -1)
+    channels = lifted.channels(current, 0)
     if channels is None and chain:
         op = lifted.op(chain[-1])
         first = op.build(0, None) if isinstance(op, Affine) else None
         channels = first.in_channels if isinstance(first, AffineConv) else None
     if channels is None:
-        return lifted.unknown_channels(node)
+        remedy = "read it by a linear, or divide it by a split into sizes"
+        fact = "is attended to; structure does not give its number of channels"
+        return Decline(Reason.UNKNOWN_FACT, fact, lifted.place(current), remedy)
     map_: AffineConv = identity(channels, 0)
     for one in reversed(chain):
         result = _after(lifted, one, map_)
@@ -215,7 +217,7 @@ def _step(lifted: LiftedGraph, node: fx.Node) -> tuple[fx.Node, Kind] | None:
         case Sum(terms=((source, _),)):
             return source, Kind.SCALE
         case Affine(source=source, axes=0 | None, build=build):
-            map_ = build(0, lifted.context.shapes.size(source, -1))
+            map_ = build(0, lifted.channels(source, 0))
             return None if isinstance(map_, Decline) else (source, form_of(map_).kind)
         case _:
             return None

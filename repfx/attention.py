@@ -71,6 +71,7 @@ def name_of(node: fx.Node) -> str:
 
 def product_of(lifted: LiftedGraph, node: fx.Node) -> Product | None:
     """The product of two values that a node computes, or None."""
+    lifted.op(node)  # what is concluded from its arguments rests on it
     if node.op == "call_function" and node.target is torch.einsum:
         return _einsum(lifted, node)
     is_product = node.target in _PRODUCTS if node.op == "call_function" else name_of(node) in ("matmul", "bmm")
@@ -129,6 +130,7 @@ def _operand(lifted: LiftedGraph, node: object) -> Operand:
 
 def transposed_last(lifted: LiftedGraph, node: fx.Node) -> fx.Node | None:
     """The value whose last two axes a node swaps, or None."""
+    lifted.op(node)
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
         return None
@@ -239,6 +241,7 @@ def _random_dropout(lifted: LiftedGraph, node: fx.Node) -> Decline | None:
 
 def _softmax(lifted: LiftedGraph, node: fx.Node) -> tuple[fx.Node, object, object] | None:
     """(argument, dim, dtype) of a softmax."""
+    lifted.op(node)
     if node.op == "call_module":
         module = _module(lifted, node)
         source = argument(node, 0, "input")
@@ -309,6 +312,7 @@ def _scores(
 
 def _added(lifted: LiftedGraph, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """(value, constant) of a sum with a constant tensor."""
+    lifted.op(node)
     is_sum = node.target in _ADDITIONS if node.op == "call_function" else name_of(node) == "add"
     if not is_sum or argument(node, 2, "alpha", 1) != 1:
         return None

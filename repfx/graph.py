@@ -72,7 +72,8 @@ class LiftedGraph:
         self.context = Context(root, constants, Shapes(root, constants.shape), whole)
         signals = any(_reads_signals(node, root) for node in graph.nodes) if shapes else False
         if shapes:
-            self.context.sure = Shapes(root, constants.shape)
+            ranks = {node: len(shapes[node.name]) for node in graph.nodes if node.name in shapes}
+            self.context.sure = Shapes(root, constants.shape, ranks)
         for node in graph.nodes:
             if node.name in shapes:
                 known = shapes[node.name]
@@ -90,6 +91,8 @@ class LiftedGraph:
         self._looked: set[fx.Node] | None = None
         self._original = set(graph.nodes)
         for node in graph.nodes:
+            if self.context.sure is not None:
+                self.context.sure.of(node)  # as the user wrote it
             self.define(node, lift(node, self.context))
 
     def define(self, node: fx.Node, op: Op) -> None:
@@ -232,8 +235,15 @@ class LiftedGraph:
         return place_of(node)
 
     def channels(self, node: fx.Node, axes: int) -> int | None:
-        """Channel count of a value, as a map over that many spatial axes sees it."""
-        return self.context.shapes.size(node, 1 if axes else -1)
+        """Channel count of a value, as a map over that many spatial axes sees it.
+
+        None where the example alone has it: a map has one number of channels, for every input.
+        """
+        axis = 1 if axes else -1
+        first, sure = self.first_name(node), self.context.sure
+        if sure is not None and first in self._original and node not in self.records:
+            return sure.size(first, axis)
+        return self.context.shapes.size(node, axis)
 
     def map_of(self, node: fx.Node, axes: int) -> AffineConv | Decline:
         """The map of an `Affine` node over its one source."""

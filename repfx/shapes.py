@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,9 +57,15 @@ _BINARY_METHODS = {"add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_", "
 class Shapes:
     """Partial shapes of all values of a graph, computed on demand and remembered."""
 
-    def __init__(self, root: nn.Module, constants: Callable[[fx.Node], torch.Size | None]) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        constants: Callable[[fx.Node], torch.Size | None],
+        ranks: Mapping[fx.Node, int] | None = None,
+    ) -> None:
         self.root = root
         self._constant = constants
+        self._ranks = ranks or {}  # of values whose rank structure does not give
         self._known: dict[fx.Node, Shape] = {}
 
     def set(self, node: fx.Node, shape: Shape) -> None:
@@ -94,7 +100,9 @@ class Shapes:
             elif missing and node.op != "placeholder":
                 stack.extend(missing)
             else:
-                self._known[stack.pop()] = self._rule(node)
+                stack.pop()
+                shape, rank = self._rule(node), self._ranks.get(node)
+                self._known[node] = (None,) * rank if shape is None and rank is not None else shape
 
     def _rule(self, node: fx.Node) -> Shape:
         constant = self._constant(node)
@@ -281,8 +289,9 @@ class Shapes:
 
     def _product(self, node: fx.Node, first: int) -> Shape:
         """Rows by columns: one factor is a matrix, or both are of one rank and leading axes of size one broadcast."""
-        other = node.kwargs.get("other", node.kwargs.get("mat2"))
-        operands = (*node.args[first : first + 2], other)[:2]
+        names = (("mat1",), ("mat2",)) if first else (("input", "tensor1"), ("other", "mat2", "tensor2"))
+        given = [next((node.kwargs[n] for n in own if n in node.kwargs), None) for own in names]
+        operands = [node.args[first + i] if len(node.args) > first + i else given[i] for i in range(2)]
         left, right = (self.of(a) if isinstance(a, fx.Node) else None for a in operands)
         if left is None or right is None or len(left) < 2 or len(right) < 2:
             return None

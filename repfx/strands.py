@@ -305,7 +305,7 @@ def _number(lifted: LiftedGraph, size: object, axis: int, rank: int) -> int | No
         return size
     if not isinstance(size, fx.Node):
         return None
-    read = size_read(size)
+    read = _size_read(lifted, size)
     if read is not None:
         base, place = read
         known = lifted.context.shapes.rank(base)
@@ -316,10 +316,21 @@ def _number(lifted: LiftedGraph, size: object, axis: int, rank: int) -> int | No
     return None
 
 
+def _size_read(lifted: LiftedGraph, size: object) -> tuple[fx.Node, int] | None:
+    """(value, axis) that a size is read from; what is concluded rests on the reading."""
+    work = [size] if isinstance(size, fx.Node) else []
+    while work:
+        node = work.pop()
+        lifted.op(node)
+        if is_size(node):
+            work.extend(node.all_input_nodes)
+    return size_read(size)
+
+
 def _keeps(lifted: LiftedGraph, source: fx.Node, sizes: Sequence[object]) -> bool:
     """Whether these are the leading sizes of a value, read from it or from what it was made of."""
     images, alike = _sized_like(lifted, source)
-    reads = [size_read(size) for size in sizes]
+    reads = [_size_read(lifted, size) for size in sizes]
     return all(
         read is not None and read[1] == i and read[0] in (alike if i else images) for i, read in enumerate(reads)
     )
@@ -331,7 +342,7 @@ def _is_area(lifted: LiftedGraph, source: fx.Node, size: object, axes: range) ->
     factors, found = [size], []
     while factors:
         factor = factors.pop()
-        read = size_read(factor)
+        read = _size_read(lifted, factor)
         if read is not None and read[0] in alike:
             found.append(read[1])
         elif isinstance(factor, fx.Node) and factor.target is operator.mul:

@@ -89,6 +89,7 @@ def _token_probes(
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64) * 2
 
+    asked = {value.value: value.map for value in expr.values if isinstance(value, Apply | Shared)}
     probes = []
     for queries, keys in counts:
         probe: dict[fx.Node, Tensor] = {}
@@ -99,8 +100,9 @@ def _token_probes(
                 x = drawn(2, *heads, tokens, 4)
                 probe[value.node] = x.mT if transposed else x
         for node in inputs:
-            fact = _facts(lifted, region, node, None)
-            channels = lifted.context.shapes.size(node, -1) if fact is None else fact[1]
+            fact = None if node in asked else _facts(lifted, region, node, None)
+            channels = asked[node].in_channels if node in asked else lifted.context.shapes.size(node, -1)
+            channels = channels if fact is None else fact[1]
             if node not in probe and channels is not None:
                 probe[node] = drawn(2, queries if node in _leaves(lifted, expr.query) else keys, channels)
         if set(inputs) <= set(probe):
@@ -316,16 +318,16 @@ def _facts(
             if not isinstance(map_, Decline):
                 rank = len(shape) if shape is not None else op.axes + 2
                 return rank, map_.in_channels, op.axes > 0 or rank == 2
+    for reader in region:
+        op = lifted.op(reader)
+        if isinstance(op, Normalised) and op.source is node:
+            return len(shape) if shape is not None else 4 if op.first else 3, op.channels, op.first
     maps = [op for op in map(lifted.op, region) if isinstance(op, Affine) and op.axes is not None]
     if shape is not None and len(shape) > 2 and maps and all(op.axes == 0 for op in maps):
         return None if shape[-1] is None else (len(shape), shape[-1], False)  # tokens
     if asked is not None:
         rank = len(shape) if shape is not None else asked.axes + 2
         return rank, asked.in_channels, asked.axes > 0 or rank == 2
-    for reader in region:
-        op = lifted.op(reader)
-        if isinstance(op, Normalised) and op.source is node:
-            return len(shape) if shape is not None else 4 if op.first else 3, op.channels, op.first
     if shape is not None and len(shape) > 1 and shape[1] is not None:
         return len(shape), shape[1], True
     measured = asked is None and not any(user in region for user in node.users)

@@ -373,6 +373,22 @@ TRAPS = {
     "first samples of a signal": Trap(
         lambda: Net(lambda s, x: s.a(torch.relu(x)[..., :8]), a=nn.Conv1d(4, 4, 3)), (2, 4, 8), ((2, 4, 12),)
     ),
+    "factors of scores between tokens": Trap(
+        lambda: Net(
+            lambda s, x: (s.a(y := torch.tanh(x)).sin() @ s.b(y).mT * s.t * 0.5 / 2).softmax(-1) @ y,
+            a=nn.Linear(4, 3), b=nn.Linear(4, 3), t=nn.Parameter(torch.ones(1)),
+        ),
+        (2, 8, 4), ((2, 12, 4), (2, 1, 4)),
+    ),
+    "factors of tokens": Trap(
+        lambda: Net(
+            lambda s, x: torch.tanh(s.a(x).sin() * s.t * 0.5 + 2), a=nn.Linear(4, 3), t=nn.Parameter(torch.ones(1))
+        ),
+        (2, 8, 4), ((2, 12, 4), (2, 1, 4)),
+    ),
+    "factors of features": Trap(
+        lambda: Net(lambda s, x: torch.tanh(x.sin() * s.t * 0.5 + 2), t=nn.Parameter(torch.ones(1))), (2, 8), ((2, 12),)
+    ),
     "first features": Trap(lambda: Net(lambda s, x: torch.relu(x)[:, :8].sin()), (2, 8), ((2, 12),)),
     # values used in more than one way
     "inputs and duplicates among the outputs": Trap(net(lambda s, x: (x, y := s.a(x), {"again": y, "norm": s.n(y)}))),

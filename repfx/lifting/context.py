@@ -26,7 +26,7 @@ class Context:
     constants: Constants
     shapes: Shapes
     whole: set[str] = field(default_factory=set)  # islands and excluded modules: never lifted
-    sure: Shapes | None = None  # shapes that hold for every input size, where `shapes` knows an example's
+    sure: Shapes | None = None  # sizes that hold for every input, where `shapes` knows an example's
     structure: Shapes = field(init=False)  # what holds for every input: no example has a say
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -133,13 +134,43 @@ def test_projections_divided_over_heads() -> None:
 def test_heads_over_a_value_that_no_linear_makes() -> None:
     def run(s: Net, x: Tensor) -> Tensor:
         x = torch.tanh(x)
-        parts = x.chunk(3, -1)
+        parts = x.split([2, 2, 2], -1)  # in a chunk, the example alone would say that there are six channels
         return torch.cat([(p @ p.transpose(-2, -1) * 0.7).softmax(-1) @ p for p in (parts[0], parts[1], parts[2])], -1)
 
     fused = fused_tokens(Net(run), **ALONE)
     (call,) = calls(fused)
     assert call.kwargs["scale"] == 0.7
     assert linears(fused) == 0
+
+
+def _thirds(s: Net, x: Tensor) -> Tensor:
+    parts = torch.tanh(x).chunk(3, -1)
+    return torch.cat([(p @ p.mT * 0.7).softmax(-1) @ p for p in (parts[0], parts[1], parts[2])], -1)
+
+
+def _whole(s: Net, x: Tensor) -> Tensor:
+    x = torch.tanh(x)
+    return torch.cat([(x @ x.mT * 0.7).softmax(-1) @ x for _ in range(2)], -1)
+
+
+@pytest.mark.parametrize(
+    ("run", "reason", "place", "fact"),
+    [
+        (_thirds, Reason.UNKNOWN_FACT, "tanh", "selects along an axis of which only the example says"),
+        (_whole, Reason.UNKNOWN_FACT, "tanh", "is attended to; structure does not give its number of channels"),
+    ],
+    ids=["thirds", "whole"],
+)
+def test_widths_that_only_the_example_tells_are_not_relied_on(
+    run: Callable[[Net, Tensor], Tensor], reason: Reason, place: str, fact: str
+) -> None:
+    """Seven channels make thirds of 3, 3 and 1: no heads of one size."""
+    original = hostile.prepared(Net(run), 0)
+    for options in (ALONE, {}):
+        fused = repfx.reparameterize(original, (torch.randn(2, 5, WIDTH, dtype=torch.float64),), **options)
+        assert_declined(fused, reason, place, fact)
+        for width in (6, 7, 9, 3):
+            hostile.assert_same(original, fused, torch.randn(2, 5, width, dtype=torch.float64))
 
 
 def test_projections_that_are_read_elsewhere_stay() -> None:
@@ -500,3 +531,26 @@ def test_explain_counts_without_weights() -> None:
 
 def test_it_is_among_the_default_passes() -> None:
     assert FuseAttention() in DEFAULT_PASSES
+
+
+SCORES: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "twice": lambda s, y: y * s.t * 0.5,
+    "twice by a parameter": lambda s, y: y * s.t / s.t,
+    "then a bias per head": lambda s, y: y * s.t + s.b,
+    "twice, then a bias per head": lambda s, y: y * 0.5 * s.t + s.b,
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_default_passes_take_the_factor_before_a_chain_hides_it(name: str) -> None:
+    """The heads' scores are as many channels: a factor and a bias would be one scale and shift of them."""
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = s.a(torch.tanh(x)).reshape(b, n, 3, 2, 3).permute(2, 0, 3, 1, 4).unbind(0)
+        return SCORES[name](s, q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+    t, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(2, 1, 1))
+    fused = fused_tokens(Net(run, a=nn.Linear(WIDTH, 18), t=t, b=b))
+    assert len(calls(fused)) == 1
+    assert not any(node.target in (operator.mul, operator.truediv) for node in fused.graph.nodes)
