@@ -160,12 +160,6 @@ MUTANTS = (
         '{"alpha": 1}',
     ),
     Mutant(
-        "moved-to-any-axis",
-        "repfx/lifting/reshaping.py",
-        "[there[i] for i in back] != list(range(rank))",
-        "len(there) != rank",
-    ),
-    Mutant(
         "scale-of-a-value-it-only-looks-through",
         "passes/fold_scales.py",
         "op.axes != map_.axes or op.source is not node:",

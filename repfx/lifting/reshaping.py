@@ -26,7 +26,7 @@ from repfx.incidence import Ints
 from repfx.lifting import rearranging
 from repfx.lifting.context import Context, argument
 from repfx.lifting.rearranging import selected
-from repfx.ops import Affine, Alias, Concat, Op, Opaque
+from repfx.ops import Affine, Concat, Op
 from repfx.sizes import size_read
 
 _PROBED = range(1, 33)  # input sizes tried; sizes are quasi-linear in them with a period of a few strides
@@ -308,34 +308,6 @@ def _reshape_as(node: fx.Node, context: Context) -> Op | None:
     return Affine(original, 0, build)
 
 
-def _moved_back(node: fx.Node, context: Context) -> Op | None:
-    """A per-pixel map between a permutation of the axes and its inverse."""
-    between = node.args[0] if node.args else None
-    if not isinstance(between, fx.Node):
-        return None
-    rank = context.shapes.rank(between)
-    if rank is None or rank < 2:
-        return None
-    back = _permutation(node, rank)
-    op = _lifted(between, context)
-    moved = between if _permutation(between, rank) is not None else op.source if isinstance(op, Affine) else None
-    there = None if moved is None else _permutation(moved, rank)
-    if back is None or there is None or moved is None or [there[i] for i in back] != list(range(rank)):
-        return None
-    original = moved.args[0]
-    if not isinstance(original, fx.Node) or not isinstance(_lifted(moved, context), Opaque):
-        return None  # an operation that rewriting may remove, and what it reads with it
-    if moved is between:
-        return Alias(original)
-    assert isinstance(op, Affine)
-    inner = rank - 2 if op.axes is None else op.axes
-    if inner not in (0, rank - 2):
-        return None
-    place = there[1 if inner else rank - 1]
-    axes = 0 if place == rank - 1 else rank - 2
-    return _over(original, op, inner, axes) if place in (1, rank - 1) else None
-
-
 def _refolded(node: fx.Node, sizes: list[object], context: Context) -> Op | None:
     """A map of the last axis between x.reshape(-1, C) and the reshape back to x's own sizes."""
     between = node.args[0]
@@ -378,23 +350,6 @@ def _over(original: fx.Node, op: Affine, inner: int, axes: int) -> Op:
     return Affine(original, axes, build)
 
 
-def _permutation(node: fx.Node, rank: int) -> list[int] | None:
-    """dims with out.shape[i] = in.shape[dims[i]]."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    dims = list(range(rank))
-    if name in ("transpose", "swapaxes", "swapdims") and len(node.args) == 3:
-        a, b = node.args[1:]
-        if not isinstance(a, int) or not isinstance(b, int):
-            return None
-        dims[a], dims[b] = dims[b], dims[a]
-        return dims
-    if name == "permute" and len(node.args) > 1:
-        given = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
-        items = [d % rank for d in given if isinstance(d, int)]
-        return items if sorted(items) == dims else None
-    return None
-
-
 def _lifted(node: fx.Node, context: Context) -> Op:
     from repfx.lifting import lift
 
@@ -405,7 +360,6 @@ Rule = Callable[[fx.Node, Context], Op | None]
 FUNCTIONS: dict[Any, Rule] = {
     torch.flatten: _flatten,
     torch.reshape: _reshape,
-    **dict.fromkeys((torch.permute, torch.transpose, torch.swapaxes, torch.swapdims), _moved_back),
     operator.getitem: _getitem,
 }
 METHODS: dict[str, Rule] = {
@@ -413,5 +367,4 @@ METHODS: dict[str, Rule] = {
     "reshape": _reshape,
     "flatten": _flatten,
     "reshape_as": _reshape_as,
-    **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims"), _moved_back),
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import repfx
 from passes.fold_scales import FoldScales
 from repfx.decline import Reason
+from tests import hostile
 from tests.compiling import Net, assert_declined, compiled, conv, counted, left, only
 
 ALONE = only(FoldScales())
@@ -84,3 +86,18 @@ def test_a_reader_that_was_lifted_over_an_earlier_value_keeps_the_norm() -> None
     model = Net(lambda s, x: (s.b(n := s.n(x.transpose(2, 3))), n.transpose(2, 3)), n=BN(4), b=conv(4, 4, 1))
     _, fused = compiled(model, 4, example=(8, 8), **ALONE)
     assert left(fused, 4).convolutions == 1
+
+
+def test_a_reader_that_names_an_earlier_value_is_no_reader_of_the_scale() -> None:
+    """reshape_as is lifted as a map of the tokens before the norm: the scale is in it already."""
+
+    def run(s: Net, x: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = torch.relu(x)
+        normed = s.n(tokens.flatten(0, 1))
+        return s.a(normed.reshape_as(tokens)), s.b(normed)
+
+    model = Net(run, n=nn.BatchNorm1d(4), a=nn.Linear(4, 3), b=nn.Linear(4, 5))
+    original = hostile.prepared(model, 0)
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    fused = repfx.reparameterize(original, (x,), verify=False, **ALONE)
+    hostile.assert_same(original, fused, x)
