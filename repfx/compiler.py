@@ -26,6 +26,7 @@ from repfx.equivalence import verify as verify_models
 from repfx.graph import LiftedGraph
 from repfx.islands import called_children
 from repfx.keys import below, key_map_of, weights_read, with_weights
+from repfx.layout import copy_strided_operands
 from repfx.objective import OBJECTIVES, Objective
 from repfx.protocol import Pass
 from repfx.report import Equivalence, Merge, OpCounts, Report
@@ -194,6 +195,7 @@ def _compile(
     )
     dtype = default_dtype(traced, example)
     engine.run(plan.passes if dtype is not None else ())
+    copy_strided_operands(lifted)
     declines = [*engine.declines(), *lifted.declines()]
     if dtype is None:
         fact = "has no parameters, so the dtype of its values is not known"

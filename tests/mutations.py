@@ -541,6 +541,18 @@ MUTANTS = (
         "lambda: torch.tensor(-shift, dtype=torch.float64)",
     ),
     Mutant(
+        "strided-operands-stay",
+        "repfx/layout.py",
+        "        return None if dims is None else dims[axis] - len(dims)\n",
+        "        return axis\n",
+    ),
+    Mutant(
+        "example-widths-are-facts",
+        "repfx/graph.py",
+        "            return sure.size(first, axis)\n",
+        "            return self.context.shapes.size(first, axis)\n",
+    ),
+    Mutant(
         "siblings-sliced-from-the-top",
         "passes/merge_siblings.py",
         "        start += map_.out_channels\n",

@@ -55,6 +55,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "writing": (
         "repfx.emission",
         "repfx.attending",
+        "repfx.layout",
         "repfx.verification",
         "repfx.equivalence",
         "repfx.rewriting",
