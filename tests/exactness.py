@@ -49,6 +49,43 @@ def apart(*names: str) -> tuple[str, ...]:
     return tuple(f"test_serial.py::test_not_exact[{name}]" for name in names)
 
 
+def passing(name: str, *tests: str) -> tuple[str, ...]:
+    """Tests of the test file of one pass, without their prefix."""
+    return tuple(f"passes/test_{name}.py::test_{test}" for test in tests)
+
+
+def transposed(*names: str) -> tuple[str, ...]:
+    """Networks with transposed convolutions that fold."""
+    return tuple(f"test_transposed.py::test_folds[{name}]" for name in names)
+
+
+def untransposed(*names: str) -> tuple[str, ...]:
+    """Networks with transposed convolutions that stay."""
+    return tuple(f"test_transposed.py::test_stays[{name}]" for name in names)
+
+
+def spelled(*names: str) -> tuple[str, ...]:
+    """Spellings that fold."""
+    return tuple(f"test_spellings.py::test_folds[{name}]" for name in names)
+
+
+def misspelled(*names: str) -> tuple[str, ...]:
+    """Spellings of something else."""
+    return tuple(f"test_spellings.py::test_stays[{name}]" for name in names)
+
+
+def resized(*names: str) -> tuple[str, ...]:
+    """Resamplings that a norm passes on its way to the convolution before it."""
+    test = "a_norm_after_a_resize_goes_into_the_convolution_before_it"
+    return passing("commute_resampling", *(f"{test}[{name}]" for name in names))
+
+
+def pooled(*names: str) -> tuple[str, ...]:
+    """Global poolings that a norm passes on its way to the head."""
+    test = "a_norm_before_a_global_pool_goes_into_the_head"
+    return passing("commute_resampling", *(f"{test}[{name}]" for name in names))
+
+
 LISTED = {
     "one convolution, called twice, two norms": (
         "a_conv_called_twice_each_call_followed_by_its_own_batch_norm", "a_conv_called_twice_in_a_row"),
@@ -75,6 +112,7 @@ LISTED = {
     "attributes made by train() and eval()": ("tensor_attributes_made_by_train_and_eval",),
     "wrapped and averaged copies": ("ddp_and_ema_copies",),
     "meta tensors": ("meta_tensors",),
+    "wide dilations": ("a_wide_dilation_is_not_written_out",),
 }  # fmt: skip
 
 ROWS: dict[str, tuple[Row, ...]] = {
@@ -91,6 +129,10 @@ ROWS: dict[str, tuple[Row, ...]] = {
             stays("no running statistics")),
         Row("a batch norm behind a linear, where the normalised axis is the features",
             folds("linear, BatchNorm1d"), stays("linear, BatchNorm1d of a value of unknown rank")),
+        Row("a batch norm behind a transposed convolution, whose weight has the outputs per group on axis 1",
+            transposed("norm behind", "grouped, dilated, norm behind", "depthwise, norm behind",
+                       "scale and shift behind", "functional with groups"),
+            untransposed("told its output size", "weight that depends on the input")),
         Row("times, plus, minus, divided by a constant per channel",
             folds("times (C,1,1)", "times (1,C,1,1), plus", "minus, divided", "constant minus", "scalar constant",
                   "numbers", "negated"),
@@ -101,6 +143,10 @@ ROWS: dict[str, tuple[Row, ...]] = {
             stays("weight that depends on the input")),
         Row("per-pixel map, then a convolution that pads nothing", folds("norm, valid conv"),
             folds("norm, padded conv")),
+        Row("per-pixel map, then a linear",
+            (*serial("norm then linear", "linear then linear"), *spelled("BatchNorm1d before a linear")),
+            ("test_unlisted_traps.py::test_trap[constant (1,1,1,1) before a linear]",
+             *stays("linear, BatchNorm1d of a value of unknown rank"))),
         Row("per-pixel map, then a zero-padded convolution: the shift becomes a border term",
             (*folds("norm, padded conv"), "test_border.py::test_exact_at_every_size"),
             ("test_border.py::test_dropping_it_is_wrong",)),
@@ -108,9 +154,21 @@ ROWS: dict[str, tuple[Row, ...]] = {
             (*folds("norm, reflecting conv"), *serial("norm then reflect", "norm then replicate",
                                                       "norm then circular")),
             (*apart("3x3 p1 then circular"), *stays("mixed padding modes"))),
-        Row("operations that do nothing in eval mode",
-            (*folds("dropouts and no-ops"), "passes/test_drop_noops.py::test_noops_disappear"),
-            ("test_lifting.py::test_a_dropout_that_drops_stays", "passes/test_drop_noops.py::test_near_misses_stay")),
+        Row("scale and shift of a layer, group or RMS norm go into all its readers; what normalises stays",
+            passing("fold_norm_affine", *(f"scale_and_shift_go_into_the_readers[{name}]" for name in (
+                "one linear", "three siblings", "functional", "RMS norm", "group norm", "into a patch convolution"))),
+            passing("fold_norm_affine", "declined_where_a_reader_is_not_affine", "declined_where_it_is_returned",
+                    "declined_where_a_reader_pads", "declined_where_the_reader_reads_other_channels",
+                    "other_norms_stay[over positions too]")),
+        Row("scale and shift of a global response norm are those of a product",
+            passing("fold_norm_affine", "scale_and_shift_of_a_global_response_norm_go_into_the_linear"),
+            passing("fold_norm_affine", "a_global_response_norm_that_adds_its_input_keeps_them")),
+        Row("operations that do nothing in eval mode; a cast stays, even one to the dtype that its value has",
+            (*folds("dropouts and no-ops", "stochastic depth"), *spelled("torch.clone", "+x"),
+             *passing("drop_noops", "noops_disappear", "a_whole_slice_and_a_whole_permutation_are_no_copies")),
+            ("test_lifting.py::test_a_dropout_that_drops_stays",
+             *passing("drop_noops", "near_misses_stay", "a_dropout_in_training_mode_stays"),
+             *misspelled("norm behind another memory format"), *stays("norm behind a cast"))),
     ),
     "serial": (
         Row("stride, padding and kernel of a pair; one kernel is flipped", (SERIAL,), (SERIAL,)),
@@ -128,6 +186,34 @@ ROWS: dict[str, tuple[Row, ...]] = {
             ("test_serial.py::test_the_border_term_is_what_makes_it_right",),
             ("test_border.py::test_dropping_it_is_wrong",)),
         Row("reflected twice is no convolution", serial("norm then reflect"), apart("reflect then reflect")),
+        Row("circular padding twice is one circular convolution, bias included, if the first keeps the size",
+            (*serial("circular then circular", "one-sided circular twice"), *spelled("circular, then circular"),
+             "test_spellings.py::test_going_round_more_than_once_survives_compiling_again_and_exporting"),
+            (*apart("circular with a stride, then circular", "circular that grows, then circular",
+                    "circular that shrinks, then circular", "valid, then circular", "3x3 p1 then circular",
+                    "circular then 3x3 p1", "constants that fade, then circular"),
+             *misspelled("circular and strided, then circular", "zeros, then circular"))),
+        Row("transposed convolution and a 1x1 on either side",
+            (*transposed("1x1 behind", "1x1 and norm behind", "scale before", "1x1 before"),
+             "test_transposed.py::test_behind_a_pointwise_map_without_a_shift"),
+            ("test_transposed.py::test_not_exact[a shift before it]",
+             "test_transposed.py::test_not_exact[a convolution before it]", *untransposed("norm before"))),
+        Row("transposed convolution, then a convolution that sees nothing outside its output",
+            ("test_transposed.py::test_before_a_convolution_that_sees_nothing_outside",),
+            ("test_transposed.py::test_not_exact[cut, then a padded kernel]",
+             "test_transposed.py::test_not_exact[a bias padded behind it]",
+             "test_transposed.py::test_not_exact[a stride behind it]", *untransposed("padded kernel behind"))),
+        Row("upsampling, nearest or linear, and a per-pixel map change places, constants included",
+            (*resized("nearest", "bilinear", "bicubic", "align_corners", "to a size"),
+             *passing("commute_resampling", "a_pixel_wise_convolution_moves_to_the_lower_resolution",
+                      "a_norm_before_a_resize_goes_into_a_padded_reader_as_a_border_term")),
+            passing("commute_resampling", "declined_where_it_would_cost_more", "declined_where_a_reader_is_not_affine",
+                    "declined_where_the_convolution_before_is_read_too")),
+        Row("a per-channel map and a PixelShuffle change places, spread over its pixels",
+            passing("fold_through_shuffle", "folds[module]", "folds[F.pixel_shuffle]",
+                    "a_shifted_scale_before_a_padded_shuffle_keeps_its_border_term"),
+            passing("fold_through_shuffle", "declined_where_the_shuffled_image_is_read_too",
+                    "declined_where_the_convolution_is_read_too", "declined_behind_an_activation")),
         Row("groups merge on who reads whom",
             ("test_serial.py::test_groups_merge_on_the_incidence",
              "test_serial.py::test_depthwise_then_depthwise_stays_depthwise"), apart("channel counts")),
@@ -147,7 +233,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
             ("test_parallel.py::test_not_summable[output sizes]", "test_parallel.py::test_not_summable[one-sided]")),
         Row("identity, norm and scale join where the stride is one",
             ("test_parallel.py::test_identity_norm_and_scale_join_any_groups", *folds("scaled identity")),
-            ("test_parallel.py::test_not_summable[strided identity]",)),
+            ("test_parallel.py::test_not_summable[strided identity]", "test_parallel.py::test_not_summable[inputs]",
+             "test_parallel.py::test_broadcast_channels_are_not_added")),
+        Row("transposed convolutions add up where their zooms and sizes agree",
+            ("test_transposed.py::test_sums_and_concatenations", *transposed("two branches", "concatenated")),
+            ("test_transposed.py::test_not_summable",)),
         Row("different groups are embedded; whether it pays is a cost",
             ("test_parallel.py::test_different_groups_are_block_embedded",),
             ("passes/test_collapse_sums.py::test_declined_for_its_cost",)),
@@ -175,8 +265,19 @@ ROWS: dict[str, tuple[Row, ...]] = {
              "passes/test_carry_permutations.py::test_declined_where_the_order_reaches_the_output")),
         Row("an interleaving stack, where its sizes are provably the parts' own", folds("stack and reshape"),
             ("test_lifting.py::test_a_stack_reshaped_to_sizes_that_are_not_its_own_stays",)),
-        Row("a norm behind a concatenation goes into the branches", folds("norm after cat"),
-            ("passes/test_fold_scales.py::test_a_branch_that_is_read_elsewhere_takes_no_scale",)),
+        Row("a norm behind a concatenation goes into the branches, or on into the readers",
+            (*folds("norm after cat"), *passing("fold_scales", "backward_over_a_concatenation",
+                                                "forward_into_all_readers")),
+            passing("fold_scales", "a_branch_that_is_read_elsewhere_takes_no_scale",
+                    "a_reader_that_is_not_affine_keeps_the_norm", "declined_for_unknown_parts",
+                    "declined_into_a_reader_that_extends_the_border_otherwise")),
+        Row("a 1x1 behind a concatenation of values without a common origin is a sum of 1x1s",
+            passing("split_concats", "branches_take_their_slices[single-branch]", "branches_take_their_slices[macs]",
+                    "the_bias_of_the_mixing_convolution_is_added_once", "tokens",
+                    "a_padded_convolution_reaches_pointwise_branches"),
+            passing("split_concats", "a_padded_convolution_does_not_reach_a_padded_branch",
+                    "two_bare_branches_are_declined", "a_wide_mixing_convolution_is_declined",
+                    "declined_where_the_concatenation_is_read_elsewhere", "grouped_readers_are_no_mixture")),
         Row("siblings are stacked and sliced",
             ("passes/test_merge_siblings.py::test_siblings_are_stacked_and_sliced",
              "passes/test_merge_siblings.py::test_query_key_value"),
@@ -195,8 +296,19 @@ ROWS: dict[str, tuple[Row, ...]] = {
             stays("pool that does not count its padding")),
         Row("a divisor of its own", folds("average pool with a divisor"),
             ("test_unlisted_traps.py::test_trap[pool of one pixel with a divisor]",)),
-        Row("clipped windows are no convolution", folds("average pool that counts its padding"),
-            stays("pool that clips")),
+        Row("what divides by the pixels it sees is no convolution, but per-pixel maps pass it, constants included",
+            resized("uncounted padding", "ceil mode", "ceil mode, uncounted", "adaptive"),
+            (*stays("pool that does not count its padding", "pool that clips"),
+             *passing("commute_resampling", "rows_that_do_not_sum_to_one_keep_the_norm"))),
+        Row("what counts its padding lets the linear part pass: a shift before it becomes a border term",
+            folds("norm, average pool that counts its padding"),
+            passing("commute_resampling", "rows_that_do_not_sum_to_one_keep_the_norm")),
+        Row("a global mean and a norm, 1x1 or linear change places",
+            (*pooled("mean method", "pool, flatten", "keepdim, flatten", "permute, mean", "pool, view by its size"),
+             *passing("commute_resampling", "a_norm_around_the_mean_leaves_mean_and_linear",
+                      "a_pixel_wise_convolution_and_a_head_are_one")),
+            passing("commute_resampling", "other_reductions_keep_the_norm", "declined_where_one_of_two_readers_cannot",
+                    "one_pixel_by_the_example_alone_is_no_fact", "a_view_that_cuts_the_batch_keeps_no_channels")),
     ),
     "constant padding": (
         Row("padded by a value", (*folds("padded by a value"),
@@ -209,16 +321,66 @@ ROWS: dict[str, tuple[Row, ...]] = {
             ("test_border.py::test_pad_value_equal_to_the_shift_needs_no_constant_at_the_border",),
             folds("frame written whole")),
     ),
+    "attention": (
+        Row("heads written one by one are one linear and one attention over stacked heads",
+            passing("fuse_attention", *(f"one_linear_per_head[{name}]" for name in (
+                "after the product", "on the queries", "einsum", "none")), "stacked_heads", "constant_bias[per key]",
+                "heads_that_are_calls_are_stacked"),
+            passing("fuse_attention", "unequal_heads_cannot_be_stacked", "heads_of_different_values", "masks",
+                    "softmax_over_another_axis", "softmax_in_another_type", "heads_joined_along_tokens",
+                    "scores_or_weights_that_are_returned", "a_bias_that_could_widen_one_query",
+                    "projections_that_are_read_elsewhere_stay", "dropout_in_training_mode",
+                    "shapes_that_structure_does_not_tell")),
+        Row("a factor of the scores goes into the projection of one of them",
+            (*passing("fold_product_scales", "scale_of_scores", "on_images_with_channels_first",
+                      "the_keys_take_it_where_the_queries_cannot"),),
+            passing("fold_product_scales", "channels_that_are_read_elsewhere", "a_projection_that_is_returned",
+                    "scores_that_are_read_before_they_are_scaled", "one_projection_in_both_factors",
+                    "overlapping_channels_in_both_factors", "a_view_that_hides_the_channels",
+                    "a_factor_per_key_or_between_others_stays")),
+    ),
+    "any model": (
+        Row("arguments that are no values are compiled in: as the example gives them, or as their defaults are",
+            ("test_arguments.py::test_an_optional_argument_is_left_out",
+             "test_arguments.py::test_an_example_gives_the_arguments", "test_arguments.py::test_the_signature_stays",
+             "test_arguments.py::test_a_child_that_is_never_given_its_optional_argument_is_compiled"),
+            ("test_arguments.py::test_another_value_than_the_default_is_an_error",
+             "test_arguments.py::test_a_required_argument_was_a_value_when_it_was_compiled",
+             "test_arguments.py::test_a_default_that_no_graph_can_hold_leaves_the_forward_as_it_is",
+             "test_arguments.py::test_a_child_that_may_be_given_none_or_a_tensor_stays")),
+        Row("what sizes decide is decided by an example and checked; what data decides is not",
+            ("test_sizes.py::test_the_example_decides_and_another_way_is_an_error[wide]",
+             "test_sizes.py::test_a_check_that_raises_is_passed"),
+            ("test_sizes.py::test_without_an_example_no_size_is_lost[wide]",
+             "test_sizes.py::test_data_decides_nothing")),
+        Row("what does not trace stays, and the parts that it only calls are compiled",
+            ("test_any_model.py::test_goes_through[yolo]", "test_any_model.py::test_wrappers_are_taken_off"),
+            ("test_any_model.py::test_a_child_whose_attributes_are_read_stays_and_its_neighbours_do_not",
+             "test_any_model.py::test_a_forward_that_counts_its_calls_stays",
+             "test_any_model.py::test_scripted_modules_are_refused_and_scripted_parts_stay")),
+    ),
     "numbers": (
         Row("folded in float64, cast once", ("test_form.py::test_values_are_cast_once_at_the_end",),
             ("test_mutations.py::test_one_percent_is_noticed",)),
+        Row("the tolerance is derived: one slack, the rounding of the dtype, the root of the fan in",
+            ("test_compiler.py::test_the_bound_grows_with_the_rounding_and_the_root_of_the_fan_in",
+             "test_compiler.py::test_dtype_is_kept"), ("test_compiler.py::test_verify_finds_one_percent",)),
         Row("a half-precision overflow is refused, with its channel",
             ("test_compiler.py::test_dtype_is_kept",),
             ("test_form.py::test_overflow_names_module_and_channel",
+             "test_compiler.py::test_float16_overflow_is_refused_with_the_channel",
              *traps("dead_and_huge_channels_in_half_precision"))),
     ),
     "traps": (
         *(Row(line, traps(*names), alone="a trap is passed or not") for line, names in LISTED.items()),
+        Row("copied, never edited in place",
+            ("test_compiler.py::test_the_original_is_untouched",
+             "test_compiler.py::test_changing_the_result_does_not_change_the_original"),
+            alone="a trap is passed or not"),
+        Row("generated weights are written down once; those that depend on the input are not",
+            passing("fold_weights", *(f"one_convolution_and_nothing_that_makes_its_weight[{name}]" for name in (
+                "mask", "standardised", "parametrized", "weight norm"))),
+            passing("fold_weights", "a_plain_weight_stays", "a_weight_that_depends_on_the_input_is_declined")),
         Row("prefixes of wrapped checkpoints",
             tuple(f"test_checkpoint_reading.py::test_common_layouts_load[{name}]"
                   for name in ("data parallel", "compiled", "both")),
@@ -226,16 +388,3 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("traps that no list names", ("test_unlisted_traps.py::test_trap",), alone="a trap is passed or not"),
     ),
 }  # fmt: skip
-
-BESIDE_THEIR_IMPLEMENTATION = (
-    "the weights of a layer or group norm go into the next linear; the normalisation stays",
-    "transposed convolutions: a norm behind, a 1x1 on either side",
-    "nearest and bilinear resampling commute with what is per-pixel",
-    "pools that do not count their padding, and global means, commute with per-pixel maps and their biases",
-    "circular padding twice is one circular convolution",
-    "a 1x1 behind a concatenation of values without a common origin is a sum of 1x1s",
-    "heads written one by one are one attention",
-    "a forward with optional arguments",
-    "to(), casts and views that change nothing",
-)
-"""Lines whose tests stand with the code that implements them; they get rows here when they are in."""

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 import repfx
 from repfx.decline import Reason
-from repfx.equivalence import tolerance
+from repfx.equivalence import SLACK, tolerance
 from repfx.modules import BorderTerm
 from tests import hostile
 from tests.compiling import counted, left
@@ -398,6 +398,13 @@ def test_explain_reads_no_weight() -> None:
 
 
 # --- verify ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "step"), [(torch.float32, 2**-23), (torch.float16, 2**-10), (torch.bfloat16, 2**-7)])
+def test_the_bound_grows_with_the_rounding_and_the_root_of_the_fan_in(dtype: torch.dtype, step: float) -> None:
+    narrow, wide = nn.Conv2d(1, 7, (2, 2)), nn.Sequential(nn.Linear(3, 5), nn.Conv2d(16, 1, (2, 2)))
+    assert tolerance(narrow, dtype) == pytest.approx(2 * SLACK * step)  # 1 x 2 x 2 products
+    assert tolerance(wide, dtype) == pytest.approx(8 * SLACK * step)  # 16 x 2 x 2, the largest
 
 
 def test_verify_finds_one_percent() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, DropPath
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, weight_norm
 from torchvision.ops import FrozenBatchNorm2d
@@ -191,6 +191,7 @@ FOLDS = {
         after_conv(lambda s, y: s.n(F.dropout(s.d(y), training=False).contiguous()), n=lambda: BN(4), d=nn.Dropout),
         CONV,
     ),
+    "stochastic depth": Folds(after_conv(lambda s, y: s.n(s.d(y)), n=lambda: BN(4), d=lambda: DropPath(0.5)), CONV),
     # --- weights that are expressions of parameters
     "parametrized weight": Folds(lambda: Net(lambda s, x: s.n(s.a(x)), a=_doubled(conv(4, 4)), n=BN(4)), CONV),
     "weight_norm": Folds(lambda: Net(lambda s, x: s.n(s.a(x)), a=weight_norm(conv(4, 4)), n=BN(4)), CONV),
@@ -316,6 +317,9 @@ FOLDS = {
     "average pool with a divisor": Folds(
         lambda: Net(lambda s, x: s.a(x) + s.p(x), a=conv(4, 4, groups=4), p=nn.AvgPool2d(3, 1, 1, divisor_override=5)),
         CONV,
+    ),
+    "norm, average pool that counts its padding": Folds(
+        lambda: Net(lambda s, x: s.p(s.n(x)), n=BN(4), p=nn.AvgPool2d(3, 2, 1)), CONV | {"border_terms": 1}
     ),
     # --- constant padding
     "padded by a value": Folds(
@@ -454,6 +458,13 @@ STAYS = {
         "p",
         "count_include_pad=False",
         {"convolutions": 1, "adds": 1},
+    ),
+    "norm behind a cast": Stays(
+        after_conv(lambda s, y: s.n(y.to(torch.float32).to(torch.float64)), n=lambda: BN(4)),
+        Reason.NOT_EXACT,
+        "n",
+        "follows to_1, which is no affine map",
+        NORM_STAYS | {"others": 2},
     ),
     "pool that clips": Stays(
         lambda: Net(

@@ -14,7 +14,7 @@ import repfx
 from passes.fold_norm_affine import FoldNormAffine
 from repfx.decline import Reason
 from tests import hostile
-from tests.compiling import Net, assert_declined, compiled, conv, declines
+from tests.compiling import Net, assert_declined, compiled, conv, declines, left
 
 ALONE = {"passes": (FoldNormAffine(),)}
 TOKENS = ((7, 4), (1, 4), (12, 4))
@@ -132,6 +132,29 @@ def test_an_instance_norm_with_running_statistics_is_a_batch_norm() -> None:
     model = Net(lambda s, x: s.n(s.a(x)), a=conv(4, 6), n=nn.InstanceNorm2d(6, affine=True, track_running_stats=True))
     _, fused = compiled(model, 4)
     assert [type(m).__name__ for m in fused.children()] == ["Conv2d"]
+
+
+def response(y: Tensor) -> Tensor:
+    """What a global response norm multiplies its input by, before its own scale and shift: y (B, ..., C)."""
+    norm = y.pow(2).sum((1, 2), keepdim=True).sqrt()
+    return norm / (norm.mean(-1, keepdim=True) + 1e-6)
+
+
+def test_scale_and_shift_of_a_global_response_norm_go_into_the_linear() -> None:
+    parts = {"g": parameter(4), "b": parameter(4), "h": linear()}
+    model = tokens(lambda s, x: s.h(s.g * (x * response(x)) + s.b), **parts)
+    original, fused = compiled(model, 6, TOKENS)
+    before, after = left(original, 6, (7, 4)), left(fused, 6, (7, 4))
+    assert (before.muls - after.muls, before.adds - after.adds, after.linears) == (1, 1, 1)
+
+
+def test_a_global_response_norm_that_adds_its_input_keeps_them() -> None:
+    """h(g (x n) + b + x): the scale belongs to one of the two terms only."""
+    parts = {"g": parameter(4), "b": parameter(4), "h": linear()}
+    model = tokens(lambda s, x: s.h(s.g * (x * response(x)) + s.b + x), **parts)
+    original, fused = compiled(model, 6, TOKENS, (7, 4))
+    assert left(fused, 6, (7, 4)).muls == left(original, 6, (7, 4)).muls
+    assert_declined(fused, Reason.NOT_EXACT, "mul_1", "follows mul, which is no affine map")
 
 
 # --- one step away ----------------------------------------------------------------------------------------------
