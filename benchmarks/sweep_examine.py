@@ -20,9 +20,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 import repfx
-from benchmarks.sweep_depthwise import FastDepthwise
 from benchmarks.sweep_subjects import NotInstalledError, Subject, build, inputs, quiet
 from repfx.cost import count_operations
+from repfx.depthwise import FastDepthwise
 from repfx.modules import ScaleShift
 from repfx.report import OpCounts, Report
 

@@ -70,7 +70,6 @@ class LiftedGraph:
         self.root = root
         constants = Constants(root)
         self.context = Context(root, constants, Shapes(root, constants.shape), whole)
-        signals = any(_reads_signals(node, root) for node in graph.nodes) if shapes else False
         if shapes:
             ranks = {node: len(shapes[node.name]) for node in graph.nodes if node.name in shapes}
             self.context.sure = Shapes(root, constants.shape, ranks)
@@ -78,8 +77,9 @@ class LiftedGraph:
             if node.name in shapes:
                 known = shapes[node.name]
                 self.context.shapes.set(node, (None, *known[1:]) if known else known)
-                if node.op == "placeholder" and self.context.sure is not None:
-                    self.context.sure.set(node, _sure(known, signals))
+                image = node.op == "placeholder" and len(known) > 3
+                if image and self.context.sure is not None:
+                    self.context.sure.set(node, (None, known[1], *(None,) * (len(known) - 2)))
         self.records: dict[fx.Node, Record] = {}
         self.calls: dict[fx.Node, Call] = {}
         self.dominators: object = None  # kept by repfx.regions
@@ -334,23 +334,6 @@ def _renamed(op: Op, old: fx.Node, new: fx.Node) -> Op:
             return replace(op, inputs=tuple(now(i) for i in inputs))
         case _:
             return op
-
-
-def _sure(shape: tuple[int, ...], signals: bool) -> tuple[int | None, ...] | None:
-    """What an example tells for every input: an image's channels, and the features of tokens."""
-    if len(shape) > 3:
-        return (None, shape[1], *(None,) * (len(shape) - 2))
-    if len(shape) == 3:
-        return (None, None, None if signals else shape[2])
-    return None
-
-
-def _reads_signals(node: fx.Node, root: nn.Module) -> bool:
-    """Whether an operation slides over one axis: then three axes are channels and positions, not tokens."""
-    if node.op == "call_module":
-        name = type(root.get_submodule(str(node.target))).__name__
-        return name.endswith("1d") and "Norm" not in name and "Dropout" not in name
-    return node.op == "call_function" and getattr(node.target, "__name__", "").endswith("1d")
 
 
 def common_path(paths: list[str]) -> str:

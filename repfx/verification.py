@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from repfx.affine import AffineConv
 from repfx.attending import Eager, attended
 from repfx.decline import Decline, Reason
+from repfx.depthwise import FastDepthwise
 from repfx.emission import Target, emit
 from repfx.graph import LiftedGraph
 from repfx.inplace import is_size
@@ -237,8 +238,9 @@ class _Runner:
     def _modules_of(self, map_: AffineConv, x: Tensor) -> Tensor:
         if id(map_) not in self._emitted:
             self._emitted[id(map_)] = (map_, [module for _, module in emit(map_, _DOUBLE)])
-        for module in self._emitted[id(map_)][1]:
-            x = module(x)
+        with FastDepthwise():
+            for module in self._emitted[id(map_)][1]:
+                x = module(x)
         return x
 
     def _node(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
@@ -266,7 +268,8 @@ class _Runner:
                 path = str(node.target)
                 if path not in self._modules:
                     self._modules[path] = copied(module_at(self.lifted.root, path)).double()
-                return self._modules[path](*args, **kwargs)
+                with FastDepthwise():
+                    return self._modules[path](*args, **kwargs)
             case "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             case "call_function":

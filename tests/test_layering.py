@@ -56,6 +56,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.emission",
         "repfx.attending",
         "repfx.layout",
+        "repfx.depthwise",
         "repfx.verification",
         "repfx.equivalence",
         "repfx.rewriting",
