@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,10 +29,12 @@ from repfx.graph import LiftedGraph
 from repfx.islands import called_children
 from repfx.keys import below, key_map_of, weights_read, with_weights
 from repfx.layout import copy_strided_operands
+from repfx.modules import SizeGuard
 from repfx.objective import OBJECTIVES, Objective
 from repfx.protocol import Pass
 from repfx.report import Equivalence, Merge, OpCounts, Report
 from repfx.rewriting import Engine
+from repfx.shapes import Shapes
 from repfx.state import copied, held
 
 Progress = Callable[[str, float], None]
@@ -185,7 +189,8 @@ def _compile(
     traced = captured.root
     before = count_graph(captured.graph, traced)
     read = weights_read(captured.graph, traced)
-    lifted = LiftedGraph(captured.graph, traced, _whole(captured), _propagated(captured, model, example))
+    shapes = _propagated(captured, model, example)
+    lifted = LiftedGraph(captured.graph, traced, _whole(captured), shapes)
     engine = Engine(
         lifted,
         plan.objective,
@@ -217,8 +222,28 @@ def _compile(
 
     islands = {island.path: partial(compiled, island.path) for island in captured.islands}
     fused = graph_module(lifted, traced, emitted, islands)
+    if lifted.is_rewritten:
+        _guard_channels(fused, shapes)
     outcome.after = count_graph(fused.graph, fused)
     return fused, outcome
+
+
+def _guard_channels(fused: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Where only the example tells the channels of an image, and no layer asks for them, the result checks them."""
+    inputs = [node for node in fused.graph.nodes if node.op == "placeholder"]
+    told = Shapes(fused, lambda node: None)
+    for node in inputs:
+        known, place = shapes.get(node.name, ()), f"the channels of {node.name}"
+        compiled_before = any(isinstance(m, SizeGuard) and m.place == place for m in fused.children())
+        if len(known) < 4 or told.size(node, 1) is not None or compiled_before:
+            continue
+        name = next(n for i in itertools.count() if not hasattr(fused, n := f"channels_{i}"))
+        fused.add_module(name, SizeGuard("value", known[1], place, str(tuple(known))))
+        with fused.graph.inserting_before(inputs[-1].next):
+            sizes = fused.graph.call_function(getattr, (node, "shape"))
+            channels = fused.graph.call_function(operator.getitem, (sizes, 1))
+            fused.graph.call_module(name, (channels,)).meta["guard"] = True
+    fused.recompile()
 
 
 def _whole(captured: Capture) -> set[str]:

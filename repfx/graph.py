@@ -141,6 +141,11 @@ class LiftedGraph:
             node = self._renamed[node]
         return node
 
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether anything was rewritten."""
+        return bool(self._renamed)
+
     def first_name(self, node: fx.Node) -> fx.Node:
         """The node that stood for this value before any rewriting."""
         while node in self._former:

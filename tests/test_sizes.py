@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -292,3 +293,16 @@ def test_planning_on_the_meta_device_with_an_example() -> None:
     assert not report.islands
     assert report.after.batch_norms == 0
     assert report.conditions
+
+
+def test_channels_that_only_the_example_tells_are_checked() -> None:
+    """No layer says how many channels an input has; a slice of all of the example's is no slice for others."""
+    model = Net(lambda s, x: torch.relu(x[:, :3]) * s.g, g=nn.Parameter(torch.tensor(2.0)))
+    fused = repfx.reparameterize(model.eval(), (torch.randn(1, 3, 8, 8),))
+    assert "getitem" not in {n.name for n in fused.graph.nodes if n.target is not operator.getitem or n.args[1] != 1}
+    x = torch.randn(2, 3, 5, 6)
+    assert torch.equal(fused(x), model(x))
+    with pytest.raises(repfx.InputError, match="the channels of x"):
+        fused(torch.randn(1, 6, 5, 6))
+    second = repfx.reparameterize(fused, (x,))
+    assert [str(n.target) for n in second.graph.nodes] == [str(n.target) for n in fused.graph.nodes]
