@@ -44,6 +44,7 @@ SUITE = (
     "tests/test_serial.py",
     "tests/test_transposed.py",
     "tests/test_spellings.py",
+    "tests/test_layout.py",
     "tests/test_algebra_laws.py",
     "tests/test_unlisted_traps.py",
     "tests/test_fuzz_finds.py",
@@ -489,9 +490,9 @@ MUTANTS = (
     ),
     Mutant(
         "instance-norm-weights-ignored",
-        "repfx/lifting/arithmetic.py",
-        "return Opaque() if module.affine or module.track_running_stats else _elementwise(node)",
-        "return _elementwise(node)",
+        "repfx/lifting/norms.py",
+        "same = module.weight is None and isinstance(source, fx.Node)",
+        "same = isinstance(source, fx.Node)",
     ),
     Mutant(
         "lasting-memory-overwritten-freely",

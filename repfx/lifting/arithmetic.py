@@ -248,11 +248,6 @@ def _gelu_like(node: fx.Node, module: Any, context: Context) -> Op | None:
     return _elementwise(node)
 
 
-def _instance_norm(node: fx.Node, module: Any, context: Context) -> Op | None:
-    """Channel by channel, where it has nothing of its own for each channel."""
-    return Opaque() if module.affine or module.track_running_stats else _elementwise(node)
-
-
 Rule = Callable[[fx.Node, Context], Op | None]
 _add: Rule = lambda node, context: _sum(node, context, 1.0)  # noqa: E731
 _sub: Rule = lambda node, context: _sum(node, context, -1.0)  # noqa: E731
@@ -274,7 +269,6 @@ _CHANNELWISE_FUNCTIONS = (
 
 MODULES: dict[type[nn.Module], Callable[[fx.Node, Any, Context], Op | None]] = {
     nn.PReLU: _prelu,
-    nn.InstanceNorm2d: _instance_norm,
     **dict.fromkeys(_CHANNELWISE_MODULES, _gelu_like),
 }
 FUNCTIONS: dict[Any, Rule] = {
