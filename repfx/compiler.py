@@ -29,7 +29,7 @@ from repfx.graph import LiftedGraph
 from repfx.islands import called_children
 from repfx.keys import below, key_map_of, weights_read, with_weights
 from repfx.layout import copy_strided_operands
-from repfx.modules import SizeGuard
+from repfx.modules import ArgumentGuard, SizeGuard
 from repfx.objective import OBJECTIVES, Objective
 from repfx.protocol import Pass
 from repfx.report import Equivalence, Merge, OpCounts, Report
@@ -231,6 +231,11 @@ def _compile(
 def _guard_channels(fused: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Where only the example tells the channels of an image, and no layer asks for them, the result checks them."""
     inputs = [node for node in fused.graph.nodes if node.op == "placeholder"]
+    if not inputs:
+        return
+    called = [n for n in fused.graph.nodes if n.op == "call_module"]
+    checks = [n for n in called if isinstance(fused.get_submodule(str(n.target)), ArgumentGuard)]
+    start = max([*inputs, *checks]).next  # an argument is what it should be before its shape is read
     told = Shapes(fused, lambda node: None)
     for node in inputs:
         known, place = shapes.get(node.name, ()), f"the channels of {node.name}"
@@ -239,7 +244,7 @@ def _guard_channels(fused: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]
             continue
         name = next(n for i in itertools.count() if not hasattr(fused, n := f"channels_{i}"))
         fused.add_module(name, SizeGuard("value", known[1], place, str(tuple(known))))
-        with fused.graph.inserting_before(inputs[-1].next):
+        with fused.graph.inserting_before(start):
             sizes = fused.graph.call_function(getattr, (node, "shape"))
             channels = fused.graph.call_function(operator.getitem, (sizes, 1))
             fused.graph.call_module(name, (channels,)).meta["guard"] = True
