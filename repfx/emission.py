@@ -22,7 +22,7 @@ from repfx.incidence import Incidence, Ints
 from repfx.modules import EXTENDED, PLAIN, TRANSPOSED, BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
 from repfx.values import Rows, Values, row_wise
 
-_AT_ONCE = 1 << 18  # numbers computed in float64 at a time: two megabytes, which stay in the cache
+_AT_ONCE = 1 << 16  # numbers computed in float64 at a time: half a megabyte, which stays in the cache
 
 
 @dataclass(frozen=True)
@@ -171,33 +171,32 @@ def _filled(module: nn.Module, weight: Tensor | Rows, bias: Tensor, target: Targ
 
 def _cast(values: Tensor | Rows, target: Target, path: str, what: str) -> Tensor:
     """float64 values in the target's dtype; rows are computed and cast a few at a time."""
-    if isinstance(values, Tensor):
-        return _cast_part(values, target, path, what, 0)
-    step = max(1, _AT_ONCE // (prod(values.shape) // values.shape[0]))
-    first = _cast_part(values.read(slice(0, step)), target, path, what, 0)
-    out = torch.empty(values.shape, dtype=first.dtype, device=first.device)
-    if target.channels_last and out.dim() == 4:
-        out = out.contiguous(memory_format=torch.channels_last)
-    out[:step] = first
-    for start in range(step, values.shape[0], step):
-        out[start : start + step] = _cast_part(values.read(slice(start, start + step)), target, path, what, start)
+    last = target.channels_last and len(values.shape) == 4
+    layout = torch.channels_last if last else torch.contiguous_format
+    if values.device.type == "meta":
+        return torch.empty(values.shape, dtype=target.dtype, device="meta").contiguous(memory_format=layout)
+    out = torch.empty(tuple(values.shape), dtype=target.dtype, device=target.device, memory_format=layout)
+    count = values.shape[0] if values.shape else 0
+    step = max(1, _AT_ONCE // max(1, prod(values.shape) // max(1, count)))
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        given = values[part] if isinstance(values, Tensor) else values.read(part)
+        out[part] = given.detach()
+        if target.dtype in (torch.float16, torch.bfloat16):
+            _refuse_overflow(given.detach(), out[part], target, path, what, start)
     return out
 
 
-def _cast_part(values: Tensor, target: Target, path: str, what: str, start: int) -> Tensor:
-    out = values.detach().to(device=target.device, dtype=target.dtype)
-    if out.device.type != "meta" and target.dtype in (torch.float16, torch.bfloat16):
-        lost = torch.isinf(out) & torch.isfinite(values.to(out.device))
-        if bool(lost.any()):
-            row = int(lost.nonzero()[0][0])
-            raise UserError(
-                f"{path}: the folded {what} of output channel {start + row} is "
-                f"{float(values[row].detach().abs().max()):.3g} and overflows {target.dtype}; "
-                "convert the model to float32 before fusing"
-            )
-    if target.channels_last and out.dim() == 4:
-        return out.clone(memory_format=torch.channels_last)
-    return out.clone(memory_format=torch.contiguous_format)
+def _refuse_overflow(given: Tensor, cast: Tensor, target: Target, path: str, what: str, start: int) -> None:
+    """An error that names the first output channel whose value left the range of the dtype."""
+    lost = torch.isinf(cast) & torch.isfinite(given.to(cast.device))
+    if bool(lost.any()):
+        row = int(lost.nonzero()[0][0])
+        raise UserError(
+            f"{path}: the folded {what} of output channel {start + row} is "
+            f"{float(given[row].abs().max()):.3g} and overflows {target.dtype}; "
+            "convert the model to float32 before fusing"
+        )
 
 
 def _index(indices: Ints | Sequence[int], target: Target) -> Tensor:
