@@ -17,6 +17,8 @@ import argparse
 import copy
 import gc
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -116,8 +118,6 @@ def peak_bytes(run: Callable[[], object]) -> int:
 def compare(name: str, rounds: int) -> str:
     """One row of the table."""
     model = repfx.randomize_statistics(build_model(name).module).eval()
-    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    risen = peak_bytes(lambda: repfx.reparameterize(model, verify=False))
     left, right, plan = [], [], []
     for _ in range(rounds + 1):
         left.append(processor_seconds(lambda: base(model)))
@@ -127,8 +127,22 @@ def compare(name: str, rounds: int) -> str:
     ratios = [b / a for a, b in zip(left[1:], right[1:])]
     return (
         f"| {name.removeprefix('timm:')} | {spread(left[1:])} | {spread(right[1:])} | {statistics.median(ratios):.1f} "
-        f"| {spread(plan[1:])} | {checked:.1f} | {risen / weights:.2f} |"
+        f"| {spread(plan[1:])} | {checked:.1f} | {memory_of(name)} |"
     )
+
+
+def memory_of(name: str) -> str:
+    """The rise of memory in units of the weights, in a process that has compiled nothing but a small network."""
+    command = [sys.executable, __file__, "--memory", name]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def memory(name: str) -> float:
+    """What `memory_of` asks its process."""
+    repfx.reparameterize(synthetic(100), verify=False)
+    model = repfx.randomize_statistics(build_model(name).module).eval()
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    return peak_bytes(lambda: repfx.reparameterize(model, verify=False)) / weights
 
 
 def curve(path: Path | None, rounds: int) -> None:
@@ -171,8 +185,12 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--curve", type=Path, nargs="?", const=Path("out/compile_curve.png"), default=None)
+    parser.add_argument("--memory", metavar="MODEL", help="only this, and print only that")
     wish = parser.parse_args()
     torch.set_num_threads(1)
+    if wish.memory:
+        print(f"{memory(wish.memory):.2f}")
+        return
     if wish.curve is not None:
         print("| nodes | symbolic_trace + deepcopy, s | repfx, s | repfx per node, ms |\n| ---: | ---: | ---: | ---: |")
         curve(wish.curve, wish.rounds)

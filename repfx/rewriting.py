@@ -62,6 +62,7 @@ class Engine:
             self._introduce(node, self.lifted.op(node))
         for sweep in range(limit):
             if not self._sweep(passes, sweep):
+                self._rests_on.clear()  # large, and nothing will change any more
                 return
         raise AssertionError("passes did not settle")
 
