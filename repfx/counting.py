@@ -7,7 +7,7 @@ from collections import Counter
 from torch import fx, nn
 
 from repfx.constants import attribute
-from repfx.form import form_of
+from repfx.form import Kind, form_of
 from repfx.graph import LiftedGraph
 from repfx.inplace import is_size
 from repfx.modules import BorderTerm, ChannelOrder, ScaleShift, module_at
@@ -80,7 +80,7 @@ def count_plan(lifted: LiftedGraph) -> OpCounts:
             "scale": "muls",
             "copy": "permutations",
         }.get(form.kind.value)
-        if kind is not None:
+        if kind is not None and (form.kind is not Kind.COPY or form.gathers):  # a slice is a view
             counts[kind] += 1
         counts["border_terms"] += form.borders
         counts["permutations"] += (form.gather is not None and kind == "convolutions") + (form.order is not None)

@@ -15,7 +15,7 @@ from repfx.decline import Reason
 from repfx.equivalence import SLACK, tolerance
 from repfx.modules import BorderTerm
 from tests import hostile
-from tests.compiling import counted, left
+from tests.compiling import Net, conv, counted, left
 
 BN = nn.BatchNorm2d
 
@@ -419,3 +419,12 @@ def test_verify_finds_one_percent() -> None:
             found = repfx.verify(model, broken, (batch(),))
             assert not found.equal, name
             assert found.worst
+
+
+def test_a_plan_counts_slices_as_the_views_they_are() -> None:
+    """Merged siblings are slices of one result; the plan and the compiled graph agree on what is executed."""
+    model = Net(lambda s, x: torch.relu(s.a(x)) * s.b(x), a=conv(4, 6, 1), b=conv(4, 6, 1)).eval()
+    plan, done = repfx.explain(model).after, repfx.report(repfx.reparameterize(model)).after
+    assert plan == done
+    assert plan.convolutions == 1
+    assert plan.permutations == 0
