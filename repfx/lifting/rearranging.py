@@ -82,6 +82,18 @@ def _contiguous(node: fx.Node, context: Context) -> Op | None:
     return context.declined(node, "changes the memory format, which is not part of a map")
 
 
+def _to_own(node: fx.Node, context: Context) -> Op | None:
+    """x.to(x.dtype), x.to(x.device), x.to(x), x.type_as(x): what x is already."""
+    source, *given = (*node.args, *node.kwargs.values())
+    if not isinstance(source, fx.Node) or len(given) != 1:
+        return None
+    (wanted,) = given
+    own = isinstance(wanted, fx.Node) and (
+        wanted is source or (wanted.target is getattr and wanted.args in ((source, "dtype"), (source, "device")))
+    )
+    return Alias(source) if own else None
+
+
 def _part_of_split(node: fx.Node, source: fx.Node, index: int, context: Context) -> Op | None:
     name = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
     if name not in SPLITS:
@@ -332,6 +344,7 @@ FUNCTIONS: dict[Any, Rule] = {
 }
 METHODS: dict[str, Rule] = {
     **dict.fromkeys(_IDENTITY_METHODS, _contiguous),
+    **dict.fromkeys(("to", "type", "type_as"), _to_own),
     "narrow": _narrow,
     "index_select": _index_select,
     "flip": _flip,

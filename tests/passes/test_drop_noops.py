@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 import repfx
 from passes.drop_noops import DropNoops
 from repfx.decline import Reason
-from tests.compiling import Net, assert_declined, compiled, conv, only
+from tests.compiling import Net, assert_declined, compiled, conv, counted, left, only
 
 
 def test_noops_disappear() -> None:
@@ -39,3 +40,22 @@ def test_a_dropout_in_training_mode_stays() -> None:
     model.d.train()
     fused = repfx.reparameterize(model, passes=(DropNoops(),))
     assert_declined(fused, Reason.NOT_EXACT, "d", "is a dropout in training mode inside an eval model")
+
+
+@pytest.mark.parametrize("same", ["dtype", "device", "itself", "keyword", "type_as"])
+def test_a_cast_to_what_a_value_is_disappears(same: str) -> None:
+    cast = {
+        "dtype": lambda x: x.to(x.dtype),
+        "device": lambda x: x.to(x.device),
+        "itself": lambda x: x.to(x),
+        "keyword": lambda x: x.to(dtype=x.dtype),
+        "type_as": lambda x: x.type_as(x),
+    }[same]
+    _, fused = compiled(Net(lambda s, x: s.b(cast(s.a(x))), a=conv(4, 4, 1), b=conv(4, 4, 1)), 4)
+    assert counted(left(fused, 4)) == {"convolutions": 1}
+
+
+def test_a_cast_to_what_another_value_is_stays() -> None:
+    run = Net(lambda s, x: s.b(s.a(x).to(s.g.dtype)), a=conv(4, 4, 1), b=conv(4, 4, 1), g=torch.ones(1))
+    _, fused = compiled(run, 4)
+    assert counted(left(fused, 4))["convolutions"] == 2
