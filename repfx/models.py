@@ -161,6 +161,8 @@ def _python_file(source: str) -> object:
         raise UserError(f"{source}: cannot be imported as Python code.")
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module  # dataclasses and torch.fx look classes up there
+    import passes  # noqa: F401  (ours, before a neighbour of the file by that name)
+
     if str(path.parent.resolve()) not in sys.path:
         sys.path.insert(0, str(path.parent.resolve()))  # as if the file were run: its neighbours import
     try:

@@ -125,3 +125,16 @@ def test_the_console_script_starts() -> None:
     code = "from repfx.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, f"repfx {repfx.__version__}", "")
+
+
+def test_a_neighbour_of_the_models_file_does_not_take_the_place_of_ours(tmp_path: Path) -> None:
+    """A folder `passes` beside the user's file is the user's; the compiler's passes are found all the same."""
+    (tmp_path / "passes").mkdir()
+    (tmp_path / "passes" / "__init__.py").write_text("")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))\n"
+    )
+    command = [sys.executable, "-c", "from repfx.cli import main; main()", "explain", f"{tmp_path / 'net.py'}:make"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "batch norms" in done.stdout
