@@ -59,6 +59,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.depthwise",
         "repfx.verification",
         "repfx.equivalence",
+        "repfx.expressions",
         "repfx.rewriting",
         "repfx.naming",
         "repfx.assembly",
