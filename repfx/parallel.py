@@ -18,7 +18,7 @@ from torch import Tensor
 
 from repfx.affine import ZEROS, AffineConv, Border, home, moved, times, transposed_padding
 from repfx.decline import Decline, Reason
-from repfx.incidence import Incidence
+from repfx.incidence import Incidence, Ints
 from repfx.values import Values, row_wise, scattered, shifted
 
 
@@ -33,7 +33,7 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
     incidence = parts[0].incidence
     for part in parts[1:]:
         incidence = incidence.joined(part.incidence)
-    kernel, before, align = _common(parts)
+    kernel, _, align = _common(parts)
     borders, sources = united([part.borders for part in parts])
 
     def rule(values: Sequence[Values]) -> Values:
@@ -66,26 +66,7 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
         )
         return Values(planes, bias, tuple(torch.as_tensor(one) for one in ones))
 
-    return executable(
-        AffineConv(
-            in_channels=parts[0].in_channels,
-            incidence=incidence,
-            kernel=kernel,
-            before=before,
-            stride=parts[0].stride,
-            extent=parts[0].extent,
-            biased=any(part.biased for part in parts),
-            inputs=tuple(parts),
-            rule=rule,
-            borders=borders,
-            padding_mode=_mode(parts),
-            multiple=_multiple(parts),
-            zoom=parts[0].zoom,
-            laps=any(part.laps for part in parts),
-            support=_support(parts, kernel, before),
-            constant_padding=any(part.constant_padding for part in parts),
-        )
-    )
+    return _side_by_side(parts, incidence, borders, rule)
 
 
 def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
@@ -94,7 +75,7 @@ def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
     if clash is not None:
         return clash
     incidence = Incidence.stacked([part.incidence for part in parts])
-    kernel, before, align = _common(parts)
+    _, _, align = _common(parts)
     borders, sources = united([part.borders for part in parts])
 
     def rule(values: Sequence[Values]) -> Values:
@@ -119,6 +100,19 @@ def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
         return Values(torch.cat(planes), torch.cat([v.bias for v in values]), tuple(ones))
 
     copies = [part.selection for part in parts if part.selection is not None and part.is_pointwise]
+    selection = np.concatenate(copies) if len(copies) == len(parts) else None
+    return _side_by_side(parts, incidence, borders, rule, selection)
+
+
+def _side_by_side(
+    parts: Sequence[AffineConv],
+    incidence: Incidence,
+    borders: tuple[Border, ...],
+    rule: Callable[[Sequence[Values]], Values],
+    selection: Ints | None = None,
+) -> AffineConv | Decline:
+    """The map in the common window of all parts, which agree in stride and size."""
+    kernel, before, _ = _common(parts)
     return executable(
         AffineConv(
             in_channels=parts[0].in_channels,
@@ -135,7 +129,7 @@ def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
             multiple=_multiple(parts),
             zoom=parts[0].zoom,
             laps=any(part.laps for part in parts),
-            selection=np.concatenate(copies) if len(copies) == len(parts) else None,
+            selection=selection,
             support=_support(parts, kernel, before),
             constant_padding=any(part.constant_padding for part in parts),
         )
