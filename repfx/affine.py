@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce, wraps
 from math import gcd
 
 import numpy as np
@@ -99,11 +99,23 @@ class AffineConv:
     @cached_property
     def structure(self) -> Hashable:
         """Everything but the numbers: maps of equal structure are written back alike."""
-        return (
+        return _named((
             self.in_channels, self.incidence, self.kernel, self.before, self.stride, self.extent, self.biased,
             self.borders, self.padding_mode, self.multiple, self.constant_padding, self.zoom, self.laps, self.uniform,
             None if self.selection is None else self.selection.tobytes(), self.support.tobytes(),
-        )  # fmt: skip
+        ))  # fmt: skip
+
+    @cached_property
+    def bare(self) -> AffineConv:
+        """The structure alone: a map without numbers."""
+        return replace(self, inputs=(), rule=_no_numbers)
+
+    def fed(self, inputs: Sequence[AffineConv]) -> AffineConv:
+        """The same map of the values of other maps, of the same structures."""
+        other = object.__new__(AffineConv)
+        other.__dict__.update(self.__dict__)
+        other.__dict__["inputs"] = tuple(inputs)
+        return other
 
     @property
     def out_channels(self) -> int:
@@ -143,6 +155,39 @@ class AffineConv:
     def pads(self, axis: int) -> bool:
         """Whether any tap can look beyond the border on this axis."""
         return self.before[axis] > 0 or self.after[axis] > 0
+
+
+@lru_cache(REMEMBERED)
+def _named(content: tuple[Hashable, ...]) -> Hashable:
+    """One short name for equal contents, which is compared at once."""
+    return object()
+
+
+def _no_numbers(values: Sequence[Values]) -> Values:
+    raise AssertionError("a bare structure has no numbers")
+
+
+def by_structure(
+    combine: Callable[[Sequence[AffineConv]], AffineConv | Decline],
+) -> Callable[[Sequence[AffineConv]], AffineConv | Decline]:
+    """`combine`, done once for all maps of equal structure.
+
+    It is given bare structures, so what it returns, a map of the values of the given maps or a refusal, cannot
+    rest on anything else.
+    """
+    known: dict[tuple[Hashable, ...], AffineConv | Decline] = {}
+
+    @wraps(combine)
+    def combined(parts: Sequence[AffineConv]) -> AffineConv | Decline:
+        key = tuple([part.structure for part in parts])
+        found = known.get(key)
+        if found is None:
+            if len(known) >= REMEMBERED:
+                known.clear()
+            found = known[key] = combine([part.bare for part in parts])
+        return found if isinstance(found, Decline) else found.fed(parts)
+
+    return combined
 
 
 def take(map_: AffineConv, outputs: Ints) -> AffineConv:

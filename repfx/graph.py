@@ -88,6 +88,7 @@ class LiftedGraph:
         self._renamed: dict[fx.Node, fx.Node] = {}
         self._former: dict[fx.Node, fx.Node] = {}  # what a new node was called before
         self._maps: dict[tuple[fx.Node, int], AffineConv] = {}
+        self._built: dict[tuple[fx.Node, int, int | None], AffineConv | Decline] = {}
         self._looked: set[fx.Node] | None = None
         self._original = set(graph.nodes)
         for node in graph.nodes:
@@ -179,15 +180,28 @@ class LiftedGraph:
         """
         if self._looked is not None:
             self._looked.add(node)
+        named = [d for d in self.dependents(node) if d in self._ops and self.is_affine(d) and node in self.sources(d)]
+        if all(d in node.users and self._is_plain(d) for d in named):
+            return [u for u in node.users if u in named or self._is_live(u)]
         out: dict[fx.Node, None] = {}
         for user in node.users:
             for reader in self._reached(node, user):
                 out[reader] = None
-        return self._by_name(node, out)
+        return self._by_name(out, named)
 
-    def _by_name(self, node: fx.Node, found: dict[fx.Node, None]) -> list[fx.Node]:
-        """The readers, of which some (a pad whose frame is then written) only prepare others that name `node`."""
-        named = [d for d in self.dependents(node) if d in self._ops and self.is_affine(d) and node in self.sources(d)]
+    def _is_plain(self, node: fx.Node) -> bool:
+        """Whether an affine node reads just the values that it names: nothing only prepares it."""
+        sources = self.sources(node)
+        return all(given in sources for given in node.all_input_nodes)
+
+    def _is_live(self, node: fx.Node) -> bool:
+        """Whether anything comes of a node."""
+        if self._looked is not None:
+            self._looked.add(node)
+        return bool(node.users) or node.op == "output" or has_effect(node)
+
+    def _by_name(self, found: dict[fx.Node, None], named: list[fx.Node]) -> list[fx.Node]:
+        """The readers, of which some (a pad whose frame is then written) only prepare others that name the value."""
         if all(d in found for d in named) and len(named) < 2:
             return list(found)
         covered = set(named).union(*(self._prepared(d) for d in named))
@@ -209,8 +223,10 @@ class LiftedGraph:
             if step in self._ops and self.is_affine(step) and node in self.sources(step):
                 found.append(step)
                 continue
-            if step.op == "output" or has_effect(step) or not step.users or len(seen) > _LOOK_THROUGH:
-                return [user] if step.users or step.op == "output" or has_effect(step) else found
+            if not self._is_live(step):
+                return found
+            if step.op == "output" or has_effect(step) or len(seen) > _LOOK_THROUGH:
+                return [user]
             between.append(step)
             fresh = [u for u in step.users if u not in seen]
             seen.update(fresh)
@@ -257,10 +273,17 @@ class LiftedGraph:
         known = self._maps.get((node, axes))
         if known is not None:
             return known
-        map_ = op.build(axes, self.channels(op.source, axes))
+        map_ = self.built(node, op, axes, self.channels(op.source, axes))
         if isinstance(map_, AffineConv):
             self._maps[node, axes] = map_
         return map_
+
+    def built(self, node: fx.Node, op: Affine, axes: int, channels: int | None) -> AffineConv | Decline:
+        """What `op`, the operation of `node`, is over that many spatial axes of that many channels; made once."""
+        known = self._built.get((node, axes, channels))
+        if known is None:
+            known = self._built[node, axes, channels] = op.build(axes, channels)
+        return known
 
     def kind(self, node: fx.Node) -> str:
         """A word for what a node is, for the record."""

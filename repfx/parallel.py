@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repfx.affine import ZEROS, AffineConv, Border, home, moved, times, transposed_padding
+from repfx.affine import ZEROS, AffineConv, Border, by_structure, home, moved, times, transposed_padding
 from repfx.decline import Decline, Reason
 from repfx.incidence import Incidence, Ints
 from repfx.values import Values, row_wise, scattered, shifted
 
 
+@by_structure
 def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
     """The sum of all parts."""
     counts = sorted({part.out_channels for part in parts})
@@ -69,6 +70,7 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
     return _side_by_side(parts, incidence, borders, rule)
 
 
+@by_structure
 def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
     """The outputs of all parts one after the other: same conditions as `add`, any channel counts."""
     clash = _clash(parts, "concatenates")

@@ -176,9 +176,9 @@ def _step(lifted: LiftedGraph, node: fx.Node, maps: Mapping[fx.Node, AffineConv]
     match lifted.op(node):
         case Alias(source=source):
             return maps[source]
-        case Affine(source=source, build=build):
+        case Affine(source=source) as op:
             inner = maps[source]
-            outer = build(axes, inner.out_channels)
+            outer = lifted.built(node, op, axes, inner.out_channels)
             return outer if isinstance(outer, Decline) else applied(outer, inner)
         case Sum(terms=terms, shift=shift):
             parts = [maps[t] if factor == 1.0 else scaled(maps[t], factor) for t, factor in terms]

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repfx.affine import REMEMBERED, ZEROS, AffineConv, Border, moved, times
+from repfx.affine import REMEMBERED, ZEROS, AffineConv, Border, by_structure, moved, times
 from repfx.decline import Decline, Reason
 from repfx.parallel import executable, grown, united
 from repfx.values import Values, composed, dilated
@@ -33,6 +33,12 @@ from repfx.values import Values, composed, dilated
 
 def compose(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:
     """outer after inner, or why that is no single convolution."""
+    return _composed((outer, inner))
+
+
+@by_structure
+def _composed(parts: Sequence[AffineConv]) -> AffineConv | Decline:
+    outer, inner = parts
     if outer.axes != inner.axes:
         return Decline(Reason.NOT_EXACT, f"chains maps over {inner.axes} and {outer.axes} spatial axes")
     if outer.in_channels != inner.out_channels:
