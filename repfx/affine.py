@@ -78,6 +78,7 @@ class AffineConv:
     zoom: tuple[int, ...] = ()  # distance of neighbouring pixels in the spread input
     laps: bool = False  # circular padding that may go round more than once, which torch's own refuses
     uniform: bool = False  # all weights are one number: an average pooling as the user wrote it
+    own: bool = field(default=True, repr=False)  # the rule holds numbers that are no values of its inputs
     support: NDArray[np.bool_] = field(default_factory=lambda: np.ones((), bool), repr=False)  # taps in use
 
     def __post_init__(self) -> None:
@@ -203,7 +204,7 @@ def take(map_: AffineConv, outputs: Ints) -> AffineConv:
         )
 
     selection = None if map_.selection is None else map_.selection[outputs]
-    return replace(map_, incidence=incidence, inputs=(map_,), rule=rule, selection=selection, uniform=False)
+    return replace(map_, incidence=incidence, inputs=(map_,), rule=rule, selection=selection, uniform=False, own=False)
 
 
 def repeated(map_: AffineConv, times: int) -> AffineConv:
@@ -223,6 +224,7 @@ def repeated(map_: AffineConv, times: int) -> AffineConv:
         inputs=(map_,),
         rule=rule,
         selection=None,
+        own=False,
     )
 
 
@@ -234,7 +236,7 @@ def scaled(map_: AffineConv, factor: float) -> AffineConv:
         planes = v.mapped(lambda rows, _: rows * factor)
         return Values(planes, v.bias * factor, tuple(one * factor for one in v.ones))
 
-    return replace(map_, inputs=(map_,), rule=rule, selection=None, uniform=False)
+    return replace(map_, inputs=(map_,), rule=rule, selection=None, uniform=False, own=False)
 
 
 def restrict(map_: AffineConv, start: int, stop: int) -> AffineConv:
@@ -247,7 +249,14 @@ def restrict(map_: AffineConv, start: int, stop: int) -> AffineConv:
         return replace(v, given=scattered(v.planes, places, incidence.width))
 
     return replace(
-        map_, in_channels=stop - start, incidence=incidence, inputs=(map_,), rule=rule, selection=None, uniform=False
+        map_,
+        in_channels=stop - start,
+        incidence=incidence,
+        inputs=(map_,),
+        rule=rule,
+        selection=None,
+        uniform=False,
+        own=False,
     )
 
 
@@ -258,7 +267,7 @@ def linear_part(map_: AffineConv) -> AffineConv:
         (v,) = values
         return Values(v.given, torch.zeros_like(v.bias))
 
-    return replace(map_, biased=False, borders=(), inputs=(map_,), rule=rule)
+    return replace(map_, biased=False, borders=(), inputs=(map_,), rule=rule, own=False)
 
 
 def over(map_: AffineConv, axes: int) -> AffineConv:
@@ -285,6 +294,7 @@ def over(map_: AffineConv, axes: int) -> AffineConv:
         support=np.ones((1,) * axes, bool),
         inputs=(map_,),
         rule=rule,
+        own=False,
     )
 
 
@@ -305,7 +315,7 @@ def without_vanishing_borders(map_: AffineConv) -> AffineConv:
     def rule(given: Sequence[Values]) -> Values:
         return replace(given[0], ones=())
 
-    return replace(map_, borders=(), constant_padding=False, inputs=(map_,), rule=rule)
+    return replace(map_, borders=(), constant_padding=False, inputs=(map_,), rule=rule, own=False)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class LiftedGraph:
         self._renamed: dict[fx.Node, fx.Node] = {}
         self._former: dict[fx.Node, fx.Node] = {}  # what a new node was called before
         self._maps: dict[tuple[fx.Node, int], AffineConv] = {}
-        self._built: dict[tuple[fx.Node, int, int | None], AffineConv | Decline] = {}
+        self._built: dict[fx.Node, dict[tuple[int, int | None], AffineConv | Decline]] = {}
         self._looked: set[fx.Node] | None = None
         self._original = set(graph.nodes)
         for node in graph.nodes:
@@ -280,10 +280,15 @@ class LiftedGraph:
 
     def built(self, node: fx.Node, op: Affine, axes: int, channels: int | None) -> AffineConv | Decline:
         """What `op`, the operation of `node`, is over that many spatial axes of that many channels; made once."""
-        known = self._built.get((node, axes, channels))
+        made = self._built.setdefault(node, {})
+        known = made.get((axes, channels))
         if known is None:
-            known = self._built[node, axes, channels] = op.build(axes, channels)
+            known = made[axes, channels] = op.build(axes, channels)
         return known
+
+    def maps_built(self, node: fx.Node) -> Iterable[tuple[tuple[int, int | None], AffineConv | Decline]]:
+        """The maps that the operation of a node was found to be, with what was asked."""
+        return self._built.get(node, {}).items()
 
     def kind(self, node: fx.Node) -> str:
         """A word for what a node is, for the record."""

@@ -127,7 +127,7 @@ def select(channels: int, indices: Ints, axes: int) -> AffineConv:
         planes = torch.ones(len(indices), 1, *(1,) * axes, dtype=torch.float64)
         return Values(planes, torch.zeros(len(indices), dtype=torch.float64))
 
-    return _depthwise(channels, indices, axes, rule, biased=False, selection=np.asarray(indices))
+    return replace(_depthwise(channels, indices, axes, rule, biased=False, selection=np.asarray(indices)), own=False)
 
 
 def pad_constant(channels: int, before: Sequence[int], after: Sequence[int], value: float) -> AffineConv:
@@ -256,7 +256,7 @@ def with_borders(map_: AffineConv, terms: Sequence[tuple[Border, Tensor]]) -> Af
         (v,) = values
         return Values(v.given, v.bias, tuple(taps.double() for _, taps in terms))
 
-    return replace(map_, inputs=(map_,), rule=rule, borders=borders, biased=True)
+    return replace(map_, inputs=(map_,), rule=rule, borders=borders, biased=True, own=True)
 
 
 def crop(channels: int, starts: Sequence[int], strides: Sequence[int], extents: Sequence[int]) -> AffineConv:

@@ -126,6 +126,7 @@ def _side_by_side(
             biased=any(part.biased for part in parts),
             inputs=tuple(parts),
             rule=rule,
+            own=False,
             borders=borders,
             padding_mode=_mode(parts),
             multiple=_multiple(parts),

@@ -20,6 +20,7 @@ import torch
 from torch import fx
 
 from repfx.affine import AffineConv
+from repfx.alike import Layout, alike
 from repfx.attending import attended
 from repfx.cost import cost_of_nodes
 from repfx.dead import has_effect
@@ -30,6 +31,7 @@ from repfx.objective import Objective
 from repfx.ops import Affine, Concat, Constant, Input, Normalised, Op, Opaque, Resampling, Sum
 from repfx.protocol import Add, Apply, Attend, Cat, Expr, Pass, Plain, Proposal, Ref, Shared, Then, Through
 from repfx.regions import used_outside
+from repfx.repeating import Repetition, UnlikeError, effect_on
 from repfx.verification import verify_proposal
 
 _Question = tuple[int, fx.Node]  # a pass, by its place among the passes, and a value
@@ -51,6 +53,9 @@ class Engine:
     _about: list[frozenset[type[Op]]] = field(default_factory=list)  # which operations each pass is asked about
     _settled: dict[_Question, list[Decline]] = field(default_factory=dict)  # what was refused about each
     _rests_on: dict[fx.Node, set[_Question]] = field(default_factory=dict)  # whose answers rest on a node
+    _home: dict[fx.Node, int] = field(default_factory=dict)  # the stretch in which alone rewriting goes on
+    _anchors: dict[fx.Node, fx.Node] = field(default_factory=dict)  # before which node of its stretch a new one stands
+    _sink: fx.Node | None = None  # what is being replaced
 
     def run(self, passes: Sequence[Pass], limit: int = 1000) -> None:
         """Sweep the passes until a whole sweep changes nothing.
@@ -58,14 +63,50 @@ class Engine:
         Every commitment strictly lowers the cost, so this ends; `limit` only guards against our bugs.
         """
         self._about = [frozenset(one.about) for one in passes]
+        layout = alike(self.lifted)
+        if layout.families:
+            self._home = {n: i for i, f in enumerate(layout.families) for n in layout.stretch(f, f.starts[0])}
+            self._settle(passes, [*self._home], limit)
+            self._repeat(layout)
+            self._home = {}
+            self._settled.clear()
+        self._settle(passes, self.lifted.graph.nodes, limit)
+
+    def _settle(self, passes: Sequence[Pass], nodes: Iterable[fx.Node], limit: int) -> None:
+        """Ask about these nodes, and what becomes of them, until nothing improves."""
         self._open = [set() for _ in passes]
-        for node in self.lifted.graph.nodes:
+        for node in nodes:
             self._introduce(node, self.lifted.op(node))
         for sweep in range(limit):
             if not self._sweep(passes, sweep):
                 self._rests_on.clear()  # large, and nothing will change any more
                 return
         raise AssertionError("passes did not settle")
+
+    def _repeat(self, layout: Layout) -> None:
+        """Do to all stretches of each family what was done to its first."""
+        made: dict[int, list[fx.Node]] = {}
+        for node in self._anchors:
+            made.setdefault(self._home[node], []).append(node)
+        for index, family in enumerate(layout.families):
+            effect = effect_on(self.lifted, layout, family, made.get(index, []), self._anchors)
+            if effect is None:
+                continue
+            for start in family.starts[1:]:
+                Repetition(effect, start).run(self._checked if self.verify else None)
+
+    def _checked(self, proposal: Proposal) -> float | None:
+        """The error of a repetition on the probes; raises `UnlikeError` where it is no rounding error."""
+        checked = self._verified(proposal)
+        if isinstance(checked, Decline):
+            raise UnlikeError
+        return checked
+
+    def _verified(self, proposal: Proposal) -> float | Decline | None:
+        started = time.perf_counter()
+        checked = verify_proposal(self.lifted, proposal)
+        self.verify_seconds += time.perf_counter() - started
+        return checked.at(self.lifted.place(proposal.replacements[-1][0])) if isinstance(checked, Decline) else checked
 
     def declines(self) -> list[Decline]:
         """What was refused about the values that are left, each refusal once."""
@@ -100,11 +141,18 @@ class Engine:
         refused, changed = [], False
         looked_at = self.lifted.watch()
         for item in one.propose(self.lifted, node):
-            outcome = item if isinstance(item, Decline) else self.gate(item)
-            if isinstance(outcome, Decline):
-                refused.append(outcome.by(one.name))
-            else:
-                changed = True
+            refusal = item if isinstance(item, Decline) else self._refusal(item)
+            if self._home and self._strays(node, looked_at):
+                break
+            if isinstance(item, Proposal) and refusal is None:
+                error = self._verified(item) if self.verify else None
+                if not isinstance(error, Decline):
+                    self._commit(item, error)
+                    changed = True
+                    continue
+                refusal = error
+            assert refusal is not None
+            refused.append(refusal.by(one.name))
         if changed:
             self._open[index].add(node)
             return True
@@ -126,8 +174,13 @@ class Engine:
                 self._settled.pop((index, asked), None)
                 self._open[index].add(asked)
 
-    def gate(self, proposal: Proposal) -> Decline | None:
-        """Commit the proposal, or say why not."""
+    def _strays(self, node: fx.Node, looked_at: set[fx.Node]) -> bool:
+        """Whether an answer about a node of a stretch rests on anything outside it."""
+        home = self._home
+        return any(home.get(other) != home.get(node) for other in looked_at)
+
+    def _refusal(self, proposal: Proposal) -> Decline | None:
+        """Why a proposal must not be committed, if so."""
         lifted = self.lifted
         sinks = [node for node, _ in proposal.replacements]
         place = lifted.place(sinks[-1])
@@ -153,18 +206,7 @@ class Engine:
         before = cost_of_nodes(lifted, proposal.interior, sinks, axes)
         after = cost_of_exprs([expr for _, expr in proposal.replacements])
         refused = self.objective.refuses(before, after)
-        if refused is not None:
-            return refused.at(place)
-        error = None
-        if self.verify:
-            started = time.perf_counter()
-            checked = verify_proposal(lifted, proposal)
-            self.verify_seconds += time.perf_counter() - started
-            if isinstance(checked, Decline):
-                return checked.at(place)
-            error = checked
-        self._commit(proposal, error)
-        return None
+        return None if refused is None else refused.at(place)
 
     def _commit(self, proposal: Proposal, error: float | None) -> None:
         lifted = self.lifted
@@ -172,6 +214,7 @@ class Engine:
         self._shared.clear()
         changed = _touched(lifted, proposal)
         for node, expr in proposal.replacements:
+            self._sink = node
             with lifted.graph.inserting_before(node):
                 new = self._build(expr, node, proposal, share.get(node, []), error)
             known = lifted.context.shapes.of(node)
@@ -280,6 +323,9 @@ class Engine:
         """A new node of the graph, which every pass will be asked about."""
         self.lifted.define(node, op)
         self._introduce(node, op)
+        if self._sink in self._home:
+            self._home[node] = self._home[self._sink]
+            self._anchors[node] = self._anchors.get(self._sink, self._sink)
 
     def _introduce(self, node: fx.Node, op: Op) -> None:
         for values, about in zip(self._open, self._about):

@@ -86,6 +86,7 @@ def _composed(parts: Sequence[AffineConv]) -> AffineConv | Decline:
             biased=outer.biased or inner.biased,
             inputs=(outer, inner),
             rule=rule,
+            own=False,
             borders=borders,
             padding_mode=outer.padding_mode if outer.padding_mode != ZEROS else inner.padding_mode,
             multiple=_multiple(outer, inner),

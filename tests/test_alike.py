@@ -1,0 +1,246 @@
+"""Alike blocks are planned once: with the same result as planning each, and each with its own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repfx
+from repfx import alike as alike_module
+from repfx import rewriting
+from repfx.affine import AffineConv
+from repfx.alike import Layout, alike
+from repfx.capture import capture
+from repfx.graph import LiftedGraph
+from repfx.models import build_model
+from repfx.repeating import Repetition
+
+
+class Block(nn.Module):
+    """Branches, a chain through an activation, and a residual sum."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.small = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.Identity())
+        self.norm = nn.BatchNorm2d(channels)
+        self.mix = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, channels, 1))
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W)."""
+        return x + self.drop(self.mix(self.norm(self.wide(x) + self.small(x))))
+
+
+class Joined(nn.Module):
+    """A norm behind a concatenation, which is split over the branches: new nodes of three kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+        self.norm = nn.BatchNorm2d(8)
+        self.out = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 8, H, W)."""
+        return self.out(self.norm(torch.cat([self.left(torch.tanh(x)), self.right(torch.sigmoid(x))], 1)))
+
+
+def network(*blocks: nn.Module) -> nn.Module:
+    """The blocks in a row, with random weights and statistics."""
+    return repfx.randomize_statistics(nn.Sequential(nn.Conv2d(3, 8, 1), *blocks)).eval()
+
+
+def layout_of(model: nn.Module, exclude: tuple[str, ...] = ()) -> tuple[LiftedGraph, Layout]:
+    """The families of a model."""
+    captured = capture(model, exclude)
+    assert captured.graph is not None
+    lifted = LiftedGraph(captured.graph, captured.root, captured.excluded, {})
+    return lifted, alike(lifted)
+
+
+def members(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[int]:
+    """How many members each family has."""
+    return [len(family.starts) for family in layout_of(model, exclude)[1].families]
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """Whether each repetition could be made."""
+    outcomes: list[bool] = []
+    run = Repetition.run
+
+    def noted(self: Repetition, check: Callable[..., float | None] | None) -> bool:
+        outcomes.append(run(self, check))
+        return outcomes[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Repetition, "run", noted)
+        yield outcomes
+
+
+def each_by_itself(monkeypatch: pytest.MonkeyPatch, model: nn.Module, objective: str) -> nn.Module:
+    """The model compiled with no block like another."""
+    with monkeypatch.context() as patch:
+        patch.setattr(rewriting, "alike", lambda lifted: Layout([], {}))
+        return repfx.reparameterize(model, objective=objective, verify=False)
+
+
+def assert_same_network(one: nn.Module, other: nn.Module) -> None:
+    """The same graph and, to the last rounding, the same weights."""
+    assert [(n.op, str(n.target)) for n in one.graph.nodes] == [(n.op, str(n.target)) for n in other.graph.nodes]
+    left, right = one.state_dict(), other.state_dict()
+    assert list(left) == list(right)
+    for key, value in left.items():
+        torch.testing.assert_close(value, right[key], rtol=1e-6, atol=1e-7)
+    assert repfx.report(one).merges == repfx.report(other).merges
+    assert set(map(str, repfx.report(one).declines)) == set(map(str, repfx.report(other).declines))
+
+
+@pytest.mark.parametrize("objective", ["single-branch", "macs"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: network(*(Block() for _ in range(5))),
+        lambda: network(*(Joined() for _ in range(4))),
+        lambda: network(Block(), Joined(), Block(), nn.Sequential(Joined(), Block())),
+        lambda: repfx.randomize_statistics(build_model("repnext_m0").module).eval(),
+        lambda: repfx.randomize_statistics(build_model("timm:repvgg_a0").module).eval(),
+    ],
+    ids=["blocks", "joined", "mixed", "repnext_m0", "repvgg_a0"],
+)
+def test_planning_alike_blocks_once_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn.Module], objective: str
+) -> None:
+    model = make()
+    expected = each_by_itself(monkeypatch, model, objective)
+    with counted(monkeypatch) as outcomes:
+        fused = repfx.reparameterize(model, objective=objective, verify=False)
+    assert outcomes
+    assert all(outcomes)
+    assert_same_network(fused, expected)
+
+
+def test_every_repetition_passes_the_probes() -> None:
+    model = network(*(Block() for _ in range(4)), *(Joined() for _ in range(3))).double()
+    fused = repfx.reparameterize(model)
+    x = torch.randn(2, 3, 9, 7, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-10, atol=1e-10)
+    errors = [merge.error for merge in repfx.report(fused).merges]
+    assert errors
+    assert all(error is not None and error < 1e-10 for error in errors)
+
+
+def test_a_repetition_with_wrong_weights_is_found_and_planned_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_ones(self: Repetition, map_: AffineConv) -> AffineConv:
+        return map_
+
+    monkeypatch.setattr(Repetition, "_map", first_ones)
+    model = network(*(Block() for _ in range(3))).double()
+    with counted(monkeypatch) as outcomes:
+        fused = repfx.reparameterize(model)
+    assert outcomes
+    assert not any(outcomes)
+    x = torch.randn(2, 3, 9, 7, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-10, atol=1e-10)
+    assert repfx.report(fused).after.batch_norms == 0
+
+
+def test_blocks_of_one_structure_are_a_family() -> None:
+    assert members(network(*(Block() for _ in range(5)))) == [5]
+
+
+def _other_padding(block: Block) -> None:
+    block.wide.padding_mode = "circular"
+
+
+def _other_epsilon(block: Block) -> None:
+    block.norm.eps = 1e-2
+
+
+def _frozen(block: Block) -> None:
+    block.norm.weight.requires_grad_(False)
+
+
+def _hooked(block: Block) -> None:
+    block.norm.register_forward_hook(lambda module, args, output: None)
+
+
+def _tied(block: Block) -> None:
+    block.mix[2] = block.mix[0]
+
+
+def _own_attribute(block: Block) -> None:
+    block.wide.note = object()  # nothing tells what it is for
+
+
+@pytest.mark.parametrize("change", [_other_padding, _other_epsilon, _frozen, _hooked, _tied, _own_attribute])
+def test_a_block_that_differs_is_no_member(change: Callable[[Block], None]) -> None:
+    blocks = [Block() for _ in range(3)]
+    change(blocks[1])
+    model = network(*blocks)
+    first = layout_of(model)[1].families[0]
+    _, layout = layout_of(model)
+    stretches = [layout.stretch(first, start) for start in first.starts]
+    assert len(first.starts) == 2
+    assert not any(str(n.target).startswith("2.") for nodes in stretches for n in nodes)
+
+
+def test_an_excluded_block_is_no_member() -> None:
+    assert members(network(*(Block() for _ in range(3))), ("2.norm",)) == [2]
+
+
+class Shuffled(nn.Module):
+    """Channels in an order that a buffer holds."""
+
+    order: Tensor
+
+    def __init__(self, order: list[int]) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.tensor(order))
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 8, H, W)."""
+        return torch.relu(self.conv(x[:, self.order]))
+
+
+def test_an_index_whose_numbers_decide_is_like_no_other() -> None:
+    model = network(Shuffled([1, 0, 2, 3, 4, 5, 6, 7]), Shuffled([7, 6, 5, 4, 3, 2, 1, 0])).double()
+    assert members(model) == []
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(repfx.reparameterize(model)(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+class Given(nn.Module):
+    """The same block on two values, one of which is overwritten in place later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Block(), Block()
+        self.stem = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 8, H, W)."""
+        a = self.stem(x)
+        b = self.first(a)
+        c = b[:, :8]
+        d = self.second(c)
+        c += 1
+        return d + b
+
+
+def test_values_of_which_different_things_are_known_make_different_blocks() -> None:
+    model = repfx.randomize_statistics(Given()).eval().double()
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(repfx.reparameterize(model, verify=False)(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def test_descriptions_are_by_content_not_by_identity() -> None:
+    described = [alike_module._module(nn.Conv2d(4, 4, 3, padding=1)) for _ in range(2)]
+    assert described[0] == described[1]
+    assert described[0] != alike_module._module(nn.Conv2d(4, 4, 3, padding=(1, 0)))
