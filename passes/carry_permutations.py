@@ -72,6 +72,7 @@ class _Spread:
     orders: dict[fx.Node, Ints] = field(default_factory=dict)
     work: list[fx.Node] = field(default_factory=list)
     absorbing: set[fx.Node] = field(default_factory=set)
+    made: dict[tuple[fx.Node, int, int], AffineConv | None] = field(default_factory=dict)  # new maps, by the orders
     first: bool = True  # the order is one of axis 1; else one of the last axis
 
     def start(self, node: fx.Node, order: Ints) -> Decline | None:
@@ -188,6 +189,14 @@ class _Spread:
 
     def _map(self, node: fx.Node) -> AffineConv | None:
         """The new map of an affine node under the orders so far, or None where it costs more."""
+        op = self.lifted.op(node)
+        assert isinstance(op, Affine)
+        key = (node, id(self.orders.get(op.source)), id(self.orders.get(node)))
+        if key not in self.made:
+            self.made[key] = self._reordered(node)
+        return self.made[key]
+
+    def _reordered(self, node: fx.Node) -> AffineConv | None:
         old = self._old(node)
         if old is None:
             return None

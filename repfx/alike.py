@@ -20,10 +20,12 @@ from repfx.constants import attribute
 from repfx.graph import LiftedGraph
 from repfx.ops import Affine, Concat, Sum, affine_sources
 
-_MARKS = ("aliased", "overwriters", "overwrites", "guard")  # what a node does to memory, or checks
+_MARKS = frozenset(("aliased", "overwriters", "overwrites", "guard"))  # what a node does to memory, or checks
 _STATE = frozenset(nn.Module().__dict__) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.memory_format, type(Ellipsis))
+_PLAIN = frozenset(
+    (int, float, bool, str, type(None), torch.dtype, torch.device, torch.memory_format, torch.layout, type(Ellipsis))
+)
 _COUNTER = "num_batches_tracked"  # of a batch norm: no number that anything depends on
 
 
@@ -65,13 +67,13 @@ def alike(lifted: LiftedGraph) -> Layout:
     place = {node: i for i, node in enumerate(nodes)}
     layout = Layout(nodes, place)
     described = _Describer(lifted, place).all(nodes)
-    last = np.array([max((place[r] for r in (*n.users, *lifted.dependents(n))), default=-1) for n in nodes])
+    last = np.array([max([place[r] for r in (*n.users, *lifted.dependents(n))], default=-1) for n in nodes])
     by_content: dict[Hashable, list[_Call]] = {}
     contents: dict[int, Hashable] = {}
     calls = _calls(nodes)
     for call in calls.inner and _all(calls):
         escaping = np.flatnonzero(last[call.start : call.stop] >= call.stop)
-        content = described[call.start : call.stop].tobytes(), escaping.tobytes()
+        content: Hashable = (described[call.start : call.stop].tobytes(), escaping.tobytes())
         contents[id(call)] = content
         by_content.setdefault(content, []).append(call)
     chosen: dict[Hashable, list[_Call]] = {}
@@ -106,8 +108,8 @@ def _calls(nodes: Sequence[fx.Node]) -> _Call:
     opened = [root]
     for i, node in enumerate(nodes):
         stack = list(node.meta.get("nn_module_stack") or ())
-        kept = 0
-        while kept < min(len(stack), len(opened) - 1) and opened[kept + 1].path == stack[kept]:
+        kept, shared = 0, min(len(stack), len(opened) - 1)
+        while kept < shared and opened[kept + 1].path == stack[kept]:
             kept += 1
         for call in opened[kept + 1 :]:
             call.stop = i
@@ -132,7 +134,7 @@ def _given(lifted: LiftedGraph, layout: Layout, call: _Call) -> tuple[int, ...]:
 
 def _facts(lifted: LiftedGraph, node: fx.Node) -> Hashable:
     """What is known of a value that a stretch is given."""
-    if any(mark in node.meta for mark in _MARKS):
+    if not _MARKS.isdisjoint(node.meta):
         return object()
     context = lifted.context
     further = () if context.sure is None else (context.sure.of(node), context.structure.of(node))
@@ -156,7 +158,7 @@ class _Describer:
         return np.array(found, np.int64)
 
     def _node(self, i: int, node: fx.Node) -> Hashable:
-        if any(mark in node.meta for mark in _MARKS):
+        if not _MARKS.isdisjoint(node.meta):
             return object()
         context = self._lifted.context
         target: Hashable = node.target
@@ -203,7 +205,7 @@ class _Describer:
         """An argument, its nodes by how far back they stand."""
         if isinstance(value, fx.Node):
             return "node", i - self._place[value]
-        if isinstance(value, _PLAIN):
+        if type(value) in _PLAIN:
             return type(value), value
         if isinstance(value, list | tuple):
             return type(value).__name__, tuple([self._value(i, v) for v in value])
@@ -222,19 +224,18 @@ class _Describer:
 
 def _module(module: nn.Module) -> Hashable:
     """Everything about a module without children but the numbers of its weights."""
-    own = module.__dict__
-    if module._modules or any(own.get(name) for name in _HOOKS):
+    if module._modules or any(getattr(module, name) for name in _HOOKS):
         return object()
     content: list[Any] = [type(module)]
-    for name, value in own.items():
+    for name, value in module.__dict__.items():
         if name in _STATE:
             continue
-        simple = isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(isinstance(v, _PLAIN) for v in value))
-        if not simple:
-            if not isinstance(value, list) or not all(isinstance(v, _PLAIN) for v in value):
-                return object()
+        if type(value) is list:
             value = tuple(value)
-        content += [name, type(value), value]
+        kind = type(value)
+        if kind not in _PLAIN and not (kind is tuple and all(type(v) in _PLAIN for v in value)):
+            return object()
+        content += [name, kind, value]
     for name, parameter in module._parameters.items():
         content += [name, None if parameter is None else _tensor(parameter)]
     for name, buffer in module._buffers.items():

@@ -127,7 +127,7 @@ def select(channels: int, indices: Ints, axes: int) -> AffineConv:
         planes = torch.ones(len(indices), 1, *(1,) * axes, dtype=torch.float64)
         return Values(planes, torch.zeros(len(indices), dtype=torch.float64))
 
-    return replace(_depthwise(channels, indices, axes, rule, biased=False, selection=np.asarray(indices)), own=False)
+    return _depthwise(channels, indices, axes, rule, biased=False, selection=np.asarray(indices), own=False)
 
 
 def pad_constant(channels: int, before: Sequence[int], after: Sequence[int], value: float) -> AffineConv:
@@ -225,6 +225,7 @@ def _depthwise(
     *,
     biased: bool,
     selection: Ints | None = None,
+    own: bool = True,
 ) -> AffineConv:
     return AffineConv(
         in_channels=channels,
@@ -237,6 +238,7 @@ def _depthwise(
         inputs=(),
         rule=rule,
         selection=selection,
+        own=own,
     )
 
 
