@@ -48,6 +48,7 @@ SUITE = (
     "tests/test_algebra_laws.py",
     "tests/test_unlisted_traps.py",
     "tests/test_fuzz_finds.py",
+    "tests/test_alike.py",
 )
 
 
@@ -525,6 +526,25 @@ MUTANTS = (
     Mutant("autocast-unseen", "repfx/state.py", "        if _autocast() != self._autocast:", "        if False:"),
     Mutant("state-unseen", "repfx/state.py", "    if not changed:\n", "    if True:\n"),
     Mutant("keywords-of-numpy-unseen", "repfx/keywords.py", "not _NAMES.keys().isdisjoint(node.kwargs)", "False"),
+    # --- repfx/alike.py, repfx/repeating.py
+    Mutant("given-facts-unseen", "repfx/alike.py", "same.setdefault(facts, [])", "same.setdefault((), [])"),
+    Mutant("escapes-unseen", "repfx/alike.py", "escaping.tobytes())", "b'')"),
+    Mutant("index-numbers-unseen", "repfx/alike.py", "or not value.is_floating_point():", "or False:"),
+    Mutant("hooks-unseen-in-blocks", "repfx/alike.py", "any(getattr(module, name) for name in _HOOKS)", "False"),
+    Mutant(
+        "repeats-the-first-weights",
+        "repfx/repeating.py",
+        "other = self._other(node)\n            op",
+        "other = node\n            op",
+    ),
+    Mutant("repeats-own-numbers", "repfx/repeating.py", "elif map_.own:", "elif False:"),
+    Mutant(
+        "blocks-decide-by-others",
+        "repfx/rewriting.py",
+        "return any(home.get(other) != home.get(node) for other in looked_at)",
+        "return False",
+    ),
+    Mutant("border-taps-not-own", "repfx/makers.py", "biased=True, own=True)", "biased=True, own=False)"),
     # --- passes
     Mutant("generated-weights-stay", "passes/fold_weights.py", "not generates_weight(lifted, node)", "True"),
     Mutant("frames-are-free", "repfx/cost.py", "_FRAME = Fraction(9, 10)", "_FRAME = Fraction(1)"),

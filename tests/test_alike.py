@@ -216,8 +216,24 @@ def test_an_index_whose_numbers_decide_is_like_no_other() -> None:
     torch.testing.assert_close(repfx.reparameterize(model)(x), model(x), rtol=1e-10, atol=1e-10)
 
 
-class Given(nn.Module):
-    """The same block on two values, one of which is overwritten in place later."""
+class Halves(nn.Module):
+    """The halves of the channels, swapped, however many there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W)."""
+        a, b = x.chunk(2, 1)
+        return torch.relu(torch.cat([b, a], 1))
+
+
+def test_blocks_given_other_channels_are_no_family() -> None:
+    model = network(Halves(), nn.Conv2d(8, 16, 1), Halves(), nn.Conv2d(16, 16, 1), Halves()).double()
+    assert members(model) == [2]
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(repfx.reparameterize(model)(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+class Overwritten(nn.Module):
+    """Two alike blocks; the value that the second is given is overwritten while it is still needed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,15 +243,74 @@ class Given(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 8, H, W)."""
         a = self.stem(x)
-        b = self.first(a)
-        c = b[:, :8]
+        b = self.first(torch.relu(a))
+        c = torch.relu(b)
+        view = c.flatten(2)
         d = self.second(c)
-        c += 1
-        return d + b
+        view.mul_(2)
+        return d + c
 
 
-def test_values_of_which_different_things_are_known_make_different_blocks() -> None:
-    model = repfx.randomize_statistics(Given()).eval().double()
+def test_a_value_that_is_overwritten_is_known_to_be() -> None:
+    model = repfx.randomize_statistics(Overwritten()).eval().double()
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(repfx.reparameterize(model, verify=False)(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+class Ends(nn.Module):
+    """Alike blocks of which one also gives an inner value away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Seen() for _ in range(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, 8, H, W)."""
+        x, _ = self.blocks[0](x)
+        x, inner = self.blocks[1](x)
+        x, _ = self.blocks[2](x)
+        return x, inner
+
+
+class Seen(nn.Module):
+    """A chain and the value inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, 8, H, W)."""
+        inner = self.conv(x)
+        return torch.relu(self.norm(inner)), inner
+
+
+def test_a_block_whose_inner_value_is_read_outside_is_no_member() -> None:
+    model = repfx.randomize_statistics(Ends()).eval().double()
+    _, layout = layout_of(model)
+    assert [len(family.starts) for family in layout.families] == [2]
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    for one, other in zip(repfx.reparameterize(model, verify=False)(x), model(x), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+class Shared(nn.Module):
+    """Alike blocks that share a convolution, and each have a norm of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.norms = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 8, H, W)."""
+        for norm in self.norms:
+            x = x + norm(self.conv(x))
+        return x
+
+
+def test_blocks_that_share_weights_keep_their_own_norms() -> None:
+    model = repfx.randomize_statistics(Shared()).eval().double()
     x = torch.randn(2, 8, 6, 5, dtype=torch.float64)
     torch.testing.assert_close(repfx.reparameterize(model, verify=False)(x), model(x), rtol=1e-10, atol=1e-10)
 
