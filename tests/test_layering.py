@@ -37,6 +37,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.dead",
         "repfx.sizes",
         "repfx.keywords",
+        "repfx.recording",
         "repfx.state",
         "repfx.constants",
         "repfx.shapes",
