@@ -144,12 +144,25 @@ def graph_module(
         ):
             node.target = "reshape"  # a merged value need not lie in memory as the original did
     root.training = False
+    forget_erased(lifted.graph)
     lifted.graph._tracer_cls = SignatureTracer  # unpickling traces again
     fused = fx.GraphModule(root, lifted.graph, class_name=type(model).__name__)
     for module in fused.modules():
         if type(module) is nn.Module:
             module.training = False  # containers; what was copied keeps its own mode
     return fused
+
+
+def forget_erased(graph: fx.Graph) -> None:
+    """Let go of the nodes that have left a graph: torch.fx keeps them by name as long as the graph lives.
+
+    That table is private to torch.fx; where it looks otherwise, they stay.
+    """
+    named = getattr(getattr(graph, "_graph_namespace", None), "_obj_to_name", None)
+    if isinstance(named, dict):
+        alive = set(graph.nodes)
+        for node in [key for key in named if isinstance(key, fx.Node) and key not in alive]:
+            del named[node]
 
 
 def _attach(root: nn.Module, path: str, value: Any) -> None:

@@ -209,8 +209,10 @@ def _compile(
     if not plan.build:
         outcome.merges += with_weights(planned(lifted), read)
         outcome.after = count_plan(lifted)
+        lifted.dominators = None
         return model, outcome
     merges, emitted = emit_all(lifted, traced, dtype)
+    lifted.dominators = None  # they refer back to the graph: without them everything is freed as soon as it can be
     outcome.merges += with_weights(merges, read)
 
     def compiled(island: str, module: nn.Module) -> nn.Module:

@@ -33,6 +33,12 @@ class RecordingTracer(fx.Tracer):
         self.module_stack = _Stack()
         self._names: dict[Tensor, str] = {}  # of parameters and buffers
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """As fx's, which leaves the tracer in a reference cycle: what it has collected is let go here."""
+        graph = super().trace(root, concrete_args)
+        self._names, self.tensor_attrs, self.num_calls, self.node_name_to_scope = {}, {}, {}, {}
+        return graph
+
     def create_arg(self, a: Any) -> Any:
         """As fx's, whose order of questions it keeps; an exact type answers most of them at once."""
         kind = type(a)
