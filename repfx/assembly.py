@@ -16,6 +16,7 @@ from repfx.dead import remove_dead
 from repfx.emission import Target, emit
 from repfx.form import form_of
 from repfx.graph import Call, LiftedGraph, Record
+from repfx.inplace import works_in_place
 from repfx.naming import Names
 from repfx.report import Merge
 from repfx.state import copied
@@ -133,8 +134,8 @@ def graph_module(
             own = islands[path](original)
         else:
             own = copied(original, memo) if isinstance(original, nn.Module) else copy.deepcopy(original, memo)
-            if getattr(own, "inplace", False) is True and not node.meta.get("aliased"):
-                own.inplace = False
+            if isinstance(own, nn.Module) and works_in_place(own) and not node.meta.get("aliased"):
+                own.inplace = False  # type: ignore[assignment]
         _attach(root, path, own)
     for node in lifted.graph.nodes:
         if (
@@ -169,9 +170,11 @@ def _attach(root: nn.Module, path: str, value: Any) -> None:
     *parents, name = path.split(".")
     owner = root
     for parent in parents:
-        if not hasattr(owner, parent):
-            owner.add_module(parent, nn.Module())
-        owner = getattr(owner, parent)
+        inner = owner._modules.get(parent)
+        if inner is None:
+            inner = nn.Module()
+            owner.add_module(parent, inner)
+        owner = inner
     if isinstance(value, nn.Module):
         owner.add_module(name, value)
     elif isinstance(value, nn.Parameter):

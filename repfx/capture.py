@@ -30,8 +30,9 @@ from repfx.questions import is_user_code
 from repfx.report import Island
 from repfx.sizes import read_sizes_early
 from repfx.spelling import spell_out
-from repfx.state import Kept, counts, modules_of, remembering
+from repfx.state import Kept, counts, remembering
 from repfx.tracing import SizedTracer, Tracer
+from repfx.walking import modules_of
 
 Exclusion = Sequence[str | type]
 

@@ -24,6 +24,7 @@ from torch.fx.proxy import ParameterProxy
 from repfx.functional import assign
 from repfx.islands import may_overwrite
 from repfx.modules import module_at
+from repfx.walking import modules_of, tensors_of
 
 
 class SizedParameterProxy(ParameterProxy):
@@ -92,7 +93,7 @@ def functionalize(graph: fx.Graph, root: nn.Module, whole: Iterable[str] = ()) -
 
 def _rewrite(graph: fx.Graph, root: nn.Module, in_place: list[fx.Node]) -> None:
     position = {node: i for i, node in enumerate(graph.nodes)}
-    mixed = len({t.dtype for t in (*root.parameters(), *root.buffers()) if t.is_floating_point()}) > 1
+    mixed = sum(dtype.is_floating_point for dtype in {t.dtype for t in tensors_of(modules_of(root))}) > 1
     for node in in_place:
         victim = _mutated(node, root)  # by its present name
         if victim is None:

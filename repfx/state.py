@@ -155,20 +155,6 @@ def counts(module: nn.Module, before: Mapping[str, object]) -> bool:
     )
 
 
-def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """`list(model.named_modules())`, in a loop."""
-    found: dict[nn.Module, str] = {}
-    work: list[tuple[str, nn.Module]] = [("", model)]
-    while work:
-        path, module = work.pop()
-        if module in found:
-            continue
-        found[module] = path
-        below = f"{path}." if path else ""
-        work += [(below + name, part) for name, part in reversed(list(module._modules.items())) if part is not None]
-    return [(path, module) for module, path in found.items()]
-
-
 def remembering(
     model: nn.Module, graph: fx.Graph, retrace: Callable[[nn.Module], fx.Graph], changed: list[str]
 ) -> list[str]:
@@ -214,7 +200,33 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         for value in part.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
-    return copy.deepcopy(module, memo)
+    if type(module) not in _PLAIN_MODULES or module._modules:
+        return copy.deepcopy(module, memo)
+    if id(module) not in memo:
+        memo[id(module)] = own = type(module).__new__(type(module))
+        own.__dict__.update((name, _copied_value(value, memo)) for name, value in module.__dict__.items())
+    found: nn.Module = memo[id(module)]
+    return found
+
+
+_PLAIN_MODULES = {
+    nn.ReLU,
+    nn.ReLU6,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Sigmoid,
+    nn.Identity,
+    nn.Dropout,
+}
+
+
+def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy; most attributes of a module are constants, or containers with nothing in them."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    return type(value)() if type(value) in _CONTAINERS and not value else copy.deepcopy(value, memo)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.report",
     ),
     "reading": (
+        "repfx.walking",
         "repfx.functional",
         "repfx.arguments",
         "repfx.islands",

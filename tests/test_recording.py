@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 from repfx.arguments import SignatureTracer
 from repfx.recording import RecordedProxy, RecordingTracer
-from repfx.state import Kept, modules_of
+from repfx.state import Kept
+from repfx.walking import modules_of, tensors_of
 
 
 class Plain(fx.Tracer):
@@ -169,6 +170,7 @@ def test_modules_are_listed_as_torch_lists_them() -> None:
     model.register_module("none", None)
     model.deep = nn.Sequential(nn.Sequential(model.left, nn.ReLU()), model.first, model.scales)
     assert modules_of(model) == list(model.named_modules())
+    assert set(tensors_of(modules_of(model))) == {*model.parameters(), *model.buffers()}
 
 
 def test_what_a_module_held_is_put_back_in_whatever_it_kept_it() -> None:
