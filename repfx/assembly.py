@@ -16,6 +16,7 @@ from repfx.dead import remove_dead
 from repfx.emission import Target, emit
 from repfx.form import form_of
 from repfx.graph import Call, LiftedGraph, Record
+from repfx.inplace import works_in_place
 from repfx.naming import Names
 from repfx.report import Merge
 from repfx.state import copied
@@ -133,8 +134,8 @@ def graph_module(
             own = islands[path](original)
         else:
             own = copied(original, memo) if isinstance(original, nn.Module) else copy.deepcopy(original, memo)
-            if getattr(own, "inplace", False) is True and not node.meta.get("aliased"):
-                own.inplace = False
+            if isinstance(own, nn.Module) and works_in_place(own) and not node.meta.get("aliased"):
+                own.inplace = False  # type: ignore[assignment]
         _attach(root, path, own)
     for node in lifted.graph.nodes:
         if (
@@ -144,6 +145,7 @@ def graph_module(
         ):
             node.target = "reshape"  # a merged value need not lie in memory as the original did
     root.training = False
+    forget_erased(lifted.graph)
     lifted.graph._tracer_cls = SignatureTracer  # unpickling traces again
     fused = fx.GraphModule(root, lifted.graph, class_name=type(model).__name__)
     for module in fused.modules():
@@ -152,13 +154,27 @@ def graph_module(
     return fused
 
 
+def forget_erased(graph: fx.Graph) -> None:
+    """Let go of the nodes that have left a graph: torch.fx keeps them by name as long as the graph lives.
+
+    That table is private to torch.fx; where it looks otherwise, they stay.
+    """
+    named = getattr(getattr(graph, "_graph_namespace", None), "_obj_to_name", None)
+    if isinstance(named, dict):
+        alive = set(graph.nodes)
+        for node in [key for key in named if isinstance(key, fx.Node) and key not in alive]:
+            del named[node]
+
+
 def _attach(root: nn.Module, path: str, value: Any) -> None:
     *parents, name = path.split(".")
     owner = root
     for parent in parents:
-        if not hasattr(owner, parent):
-            owner.add_module(parent, nn.Module())
-        owner = getattr(owner, parent)
+        inner = owner._modules.get(parent)
+        if inner is None:
+            inner = nn.Module()
+            owner.add_module(parent, inner)
+        owner = inner
     if isinstance(value, nn.Module):
         owner.add_module(name, value)
     elif isinstance(value, nn.Parameter):

@@ -11,8 +11,7 @@ import copy
 import fnmatch
 import inspect
 import sys
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,8 +30,9 @@ from repfx.questions import is_user_code
 from repfx.report import Island
 from repfx.sizes import read_sizes_early
 from repfx.spelling import spell_out
-from repfx.state import attributes, remembering
+from repfx.state import Kept, counts, remembering
 from repfx.tracing import SizedTracer, Tracer
+from repfx.walking import modules_of
 
 Exclusion = Sequence[str | type]
 
@@ -90,35 +90,37 @@ def capture(
     callers of an inner module pass to it.
     """
     islands: dict[str, Island] = {}
-    excluded = set(excluded_paths(model, exclude))
-    hooked = {path for path, module in model.named_modules() if _has_hooks(module)}
+    modules = modules_of(model)
+    excluded = set(excluded_paths(modules, exclude))
+    hooked = {path for path, module in modules if _has_hooks(module)}
     whole = set(excluded)
     if example is not None:
         _check_fits(model, example)
     for path in sorted(hooked - excluded):
         islands[path] = Island(path, "it has forward hooks, which see its own call")
         whole.add(path)
-    for path, module in model.named_modules():
+    for path, module in modules:
         if path and "forward" in module.__dict__ and type(module).__module__.startswith("torch.nn"):
             islands[path] = Island(path, "its forward was replaced on the object, so it is not what its class says")
             whole.add(path)
     if "" in whole:
         return Capture(model, None, list(islands.values()), excluded)
     sized = False
+    kept = Kept(model, modules)
     while True:
         seen = example if sized else None
         another = partial(Tracer, whole, example, passed) if seen is None else partial(SizedTracer, whole, seen)
         tracer = another()
         shell = _shell(model)
         try:
-            with unchanged(model) as counting:
-                before = attributes(shell)
+            with restored(kept) as counting:
+                before = shell.__dict__.copy()
                 graph = tracer.trace(shell)
-                counting += [shell] if _counts(shell, model.__dict__) else []
+                counting += [shell] if counts(shell, model.__dict__) else []
                 if tracer.refusal is not None:
                     raise tracer.refusal  # the model's own code caught it, and went on elsewhere
                 _check_none(tracer, model)
-                stateful = remembering(shell, graph, partial(_traced_by, another), before)
+                stateful = remembering(shell, graph, partial(_traced_by, another), kept.changed(shell, before))
         except Exception as error:  # a model's own code may raise anything under symbolic values
             if example is not None and not sized:
                 sized = True
@@ -132,7 +134,7 @@ def capture(
             whole.add(path)
             continue
         if counting:
-            path = "" if shell in counting else next(p for p, m in model.named_modules() if m in counting)
+            path = "" if shell in counting else next(p for p, m in modules if m in counting)
             islands[path] = Island(path, "its forward changes a number that it keeps, so one call is not like another")
             if path == "":
                 return Capture(model, None, list(islands.values()), excluded)
@@ -197,67 +199,40 @@ def _check_none(tracer: Tracer, model: nn.Module) -> None:
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Undo what a forward under symbolic values leaves in module attributes (counters, last outputs).
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward leaves in module attributes (counters, last outputs)."""
+    with restored(Kept(model, modules_of(model))):
+        yield
+
+
+@contextmanager
+def restored(kept: Kept) -> Iterator[list[nn.Module]]:
+    """Undo what a forward under symbolic values leaves in module attributes.
 
     Yields a list that holds, at the end, the modules whose numbers the forward has changed.
     """
     counting: list[nn.Module] = []
-    before = [(module, dict(module.__dict__)) for module in model.modules()]
-    caches = [
-        (v, v.copy() if type(v) is not OrderedDict else dict(v))
-        for _, attributes in before
-        for v in attributes.values()
-        if type(v) in (dict, OrderedDict, list, set)  # hooks are kept in ordered ones
-    ]
     try:
         yield counting
     finally:
-        for cache, content in caches:
-            if not cache and not content:
-                continue
-            if isinstance(cache, dict) and (
-                cache.keys() != content.keys() or any(cache[key] is not value for key, value in content.items())
-            ):
-                cache.clear()
-                cache.update(content)
-            elif isinstance(cache, list) and (
-                len(cache) != len(content) or any(a is not b for a, b in zip(cache, content, strict=True))
-            ):
-                cache[:] = content
-            elif isinstance(cache, set):
-                cache.intersection_update(content)
-        for module, attributes in before:
-            if module.__dict__.keys() != attributes.keys() or any(
-                module.__dict__[key] is not value for key, value in attributes.items()
-            ):
-                counting += [module] if _counts(module, attributes) else []
-                module.__dict__.clear()
-                module.__dict__.update(attributes)
+        counting += kept.restore()
 
 
-def _counts(module: nn.Module, before: Mapping[str, object]) -> bool:
-    """Whether a number that the module kept is another one now."""
-    return any(
-        isinstance(value, int | float)
-        and key in before
-        and type(before[key]) in (int, float, bool)
-        and value != before[key]
-        for key, value in module.__dict__.items()
-    )
-
-
-def excluded_paths(model: nn.Module, exclude: Exclusion) -> Iterable[str]:
+def excluded_paths(modules: Sequence[tuple[str, nn.Module]], exclude: Exclusion) -> Iterable[str]:
     """Module paths that `exclude` (paths, globs, types) names."""
+    if not exclude:
+        return
     patterns = [e for e in exclude if isinstance(e, str)]
     types = tuple(e for e in exclude if isinstance(e, type))
-    for path, module in model.named_modules():
+    for path, module in modules:
         if isinstance(module, types) or any(fnmatch.fnmatchcase(path, p) for p in patterns):
             yield path
 
 
 def _has_hooks(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    if not any(hooks):
+        return False
     named = [hook for table in hooks for hook in table.values()]
     return any(type(hook).__name__ not in ("WeightNorm", "SpectralNorm") for hook in named)
 

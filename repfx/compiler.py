@@ -209,8 +209,10 @@ def _compile(
     if not plan.build:
         outcome.merges += with_weights(planned(lifted), read)
         outcome.after = count_plan(lifted)
+        lifted.dominators = None
         return model, outcome
     merges, emitted = emit_all(lifted, traced, dtype)
+    lifted.dominators = None  # they refer back to the graph: without them everything is freed as soon as it can be
     outcome.merges += with_weights(merges, read)
 
     def compiled(island: str, module: nn.Module) -> nn.Module:
@@ -231,12 +233,13 @@ def _compile(
 def _guard_channels(fused: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Where only the example tells the channels of an image, and no layer asks for them, the result checks them."""
     inputs = [node for node in fused.graph.nodes if node.op == "placeholder"]
-    if not inputs:
+    if not inputs or not shapes:
         return
     called = [n for n in fused.graph.nodes if n.op == "call_module"]
     checks = [n for n in called if isinstance(fused.get_submodule(str(n.target)), ArgumentGuard)]
     start = max([*inputs, *checks]).next  # an argument is what it should be before its shape is read
     told = Shapes(fused, lambda node: None)
+    before = len(fused.graph.nodes)
     for node in inputs:
         known, place = shapes.get(node.name, ()), f"the channels of {node.name}"
         compiled_before = any(isinstance(m, SizeGuard) and m.place == place for m in fused.children())
@@ -248,7 +251,8 @@ def _guard_channels(fused: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]
             sizes = fused.graph.call_function(getattr, (node, "shape"))
             channels = fused.graph.call_function(operator.getitem, (sizes, 1))
             fused.graph.call_module(name, (channels,)).meta["guard"] = True
-    fused.recompile()
+    if len(fused.graph.nodes) > before:
+        fused.recompile()
 
 
 def _whole(captured: Capture) -> set[str]:

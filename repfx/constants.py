@@ -46,12 +46,13 @@ class Constants:
     def _decide(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
             return not node.meta.get("aliased")
-        if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        if node.op not in ("call_function", "call_method"):
+            return False
+        inputs = node.all_input_nodes
+        if not inputs or not all(self._is[a] for a in inputs):
             return False
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if any(word in name for word in _RANDOM) or node.meta.get("aliased"):
-            return False
-        return all(self._is[a] for a in node.all_input_nodes)
+        return not any(word in name for word in _RANDOM) and not node.meta.get("aliased")
 
     def shape(self, node: fx.Node) -> torch.Size | None:
         """Shape of a constant tensor; None if it is no constant or no tensor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 from torch import fx, nn
@@ -13,6 +14,7 @@ from repfx.inplace import is_size
 from repfx.modules import BorderTerm, ChannelOrder, ScaleShift, module_at
 from repfx.naming import live
 from repfx.report import OpCounts
+from repfx.walking import modules_of
 
 _FUNCTION_KINDS = {
     "conv1d": "convolutions", "conv2d": "convolutions", "conv3d": "convolutions", "linear": "linears",
@@ -22,46 +24,59 @@ _FUNCTION_KINDS = {
     "conv_transpose2d": "convolutions", "conv_transpose3d": "convolutions",
 }  # fmt: skip
 
+_MODULE_KINDS = (
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "convolutions"),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "convolutions"),
+    (nn.Linear, "linears"),
+    (nn.modules.batchnorm._BatchNorm, "batch_norms"),
+    (ChannelOrder, "permutations"),
+    (ScaleShift, "muls"),
+    (BorderTerm, "border_terms"),
+)
+
 
 def _kind_of_call(node: fx.Node) -> str | None:
     """What a function or method that is called counts as."""
-    if node.op not in ("call_function", "call_method") or not node.all_input_nodes or is_size(node):
+    if node.op not in ("call_function", "call_method"):
         return None
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return _FUNCTION_KINDS.get(name.rstrip("_"))
+    kind = _FUNCTION_KINDS.get(name.rstrip("_"))
+    return None if kind is None or not node.all_input_nodes or is_size(node) else kind
 
 
 def count_graph(graph: fx.Graph, root: nn.Module) -> OpCounts:
     """Operations that one forward of the graph executes, from structure (no input needed)."""
     counts: Counter[str] = Counter()
+    modules = modules_of(root)
+    found = dict(modules)
     for node in graph.nodes:
         if node.op == "call_module":
-            counts.update(count_module(module_at(root, str(node.target))))
+            path = str(node.target)
+            _count(found[path] if path in found else module_at(root, path), counts)
         elif (kind := _kind_of_call(node)) is not None:
             counts[kind] += 1
-    return OpCounts(**counts, parameters=sum(p.numel() for p in root.parameters()))
+    held = {id(p): p for _, module in modules for p in module._parameters.values() if p is not None}
+    return OpCounts(**counts, parameters=sum(p.numel() for p in held.values()))
 
 
 def count_module(module: nn.Module) -> Counter[str]:
     """What one call of a module counts as, its parts included."""
     counts: Counter[str] = Counter()
-    for part in module.modules() if module._modules else (module,):
-        match part:
-            case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-                counts["convolutions"] += 1
-            case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
-                counts["convolutions"] += 1
-            case nn.Linear():
-                counts["linears"] += 1
-            case nn.modules.batchnorm._BatchNorm():
-                counts["batch_norms"] += 1
-            case ChannelOrder():
-                counts["permutations"] += 1
-            case ScaleShift():
-                counts["muls"] += 1
-            case BorderTerm():
-                counts["border_terms"] += 1
+    _count(module, counts)
     return counts
+
+
+def _count(module: nn.Module, counts: Counter[str]) -> None:
+    for part in module.modules() if module._modules else (module,):
+        kind = _kind_of_module(type(part))  # type: ignore[arg-type]  # the hash is the type's, not its instances'
+        if kind is not None:
+            counts[kind] += 1
+
+
+@functools.lru_cache(maxsize=512)
+def _kind_of_module(of: type) -> str | None:
+    """What a module of this type counts as."""
+    return next((kind for types, kind in _MODULE_KINDS if issubclass(of, types)), None)
 
 
 def count_plan(lifted: LiftedGraph) -> OpCounts:

@@ -24,6 +24,7 @@ from torch.fx.proxy import ParameterProxy
 from repfx.functional import assign
 from repfx.islands import may_overwrite
 from repfx.modules import module_at
+from repfx.walking import modules_of, tensors_of
 
 
 class SizedParameterProxy(ParameterProxy):
@@ -84,10 +85,17 @@ def functionalize(graph: fx.Graph, root: nn.Module, whole: Iterable[str] = ()) -
 
     The calls named in `whole` are not looked into.
     """
+    in_place = [node for node in graph.nodes if _mutated(node, root) is not None]
+    if in_place:
+        _rewrite(graph, root, in_place)
+    _mark_overwriters(graph, root, set(whole))
+
+
+def _rewrite(graph: fx.Graph, root: nn.Module, in_place: list[fx.Node]) -> None:
     position = {node: i for i, node in enumerate(graph.nodes)}
-    mixed = len({t.dtype for t in (*root.parameters(), *root.buffers()) if t.is_floating_point()}) > 1
-    for node in list(graph.nodes):
-        victim = _mutated(node, root)
+    mixed = sum(dtype.is_floating_point for dtype in {t.dtype for t in tensors_of(modules_of(root))}) > 1
+    for node in in_place:
+        victim = _mutated(node, root)  # by its present name
         if victim is None:
             continue
         if is_size(victim):
@@ -103,8 +111,7 @@ def functionalize(graph: fx.Graph, root: nn.Module, whole: Iterable[str] = ()) -
         for user in list(victim.users):
             if user is not node and position[user] > position[node]:
                 user.replace_input_with(victim, node)
-    _keep_shared_modules(graph, root)
-    _mark_overwriters(graph, root, set(whole))
+    _keep_shared_modules(graph, root, [node for node in in_place if node.op == "call_module"])
 
 
 def _alias(graph: fx.Graph, root: nn.Module, nodes: set[fx.Node]) -> None:
@@ -139,9 +146,8 @@ def _storage(tensor: Tensor) -> int:
     return id(tensor) if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr() or id(tensor)
 
 
-def _keep_shared_modules(graph: fx.Graph, root: nn.Module) -> None:
+def _keep_shared_modules(graph: fx.Graph, root: nn.Module, in_place: list[fx.Node]) -> None:
     """A module that works in place for one caller does so for all its callers."""
-    in_place = [n for n in graph.nodes if n.op == "call_module" and _mutated(n, root) is not None]
     kept = {n.target for n in in_place if n.meta.get("aliased")}
     for node in in_place:
         victim = _mutated(node, root)
@@ -190,6 +196,13 @@ def _out_of_place(node: fx.Node) -> bool:
     return True
 
 
+def works_in_place(module: nn.Module) -> bool:
+    """Whether `module.inplace` is set.  Most modules have none, and saying so takes nn.Module long."""
+    if hasattr(type(module), "inplace"):
+        return getattr(module, "inplace", False) is True
+    return module.__dict__.get("inplace") is True
+
+
 def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
     """The value that this node overwrites, if any."""
     out = node.kwargs.get("out")
@@ -201,7 +214,7 @@ def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
     match node.op:
         case "call_module":
             module = module_at(root, str(node.target))
-            return first if getattr(module, "inplace", False) is True else None
+            return first if works_in_place(module) else None
         case "call_function":
             name = getattr(node.target, "__name__", "")
             in_place = name.startswith("i") and getattr(node.target, "__module__", "") == "_operator"

@@ -25,24 +25,26 @@ def weights_read(graph: fx.Graph, root: nn.Module) -> dict[str, tuple[str, ...]]
         if node.op == "get_attr":
             constant[node] = {str(node.target): None}
             continue
-        inputs = node.all_input_nodes
-        read = {name: None for source in inputs for name in constant.get(source, {})}
+        inputs = node.all_input_nodes if constant else []
+        read = {name: None for source in inputs for name in constant.get(source, ())}
         if node.op in ("call_function", "call_method") and inputs and all(source in constant for source in inputs):
             constant[node] = read
         if node.op == "call_module":
             path = str(node.target)
             module = module_at(root, path)
             names = module.state_dict() if module._modules or module._state_dict_hooks else _own(module)
-            read |= {f"{path}.{name}": None for name in names if not name.endswith("num_batches_tracked")}
+            read.update((f"{path}.{name}", None) for name in names if not name.endswith("num_batches_tracked"))
         found[place_of(node)] = tuple(read)
     return found
 
 
 def _own(module: nn.Module) -> list[str]:
     """Names of the weights in the state of a module without parts."""
+    own = [name for name, value in module._parameters.items() if value is not None]
     transient = module._non_persistent_buffers_set
-    held = (*module._parameters.items(), *module._buffers.items())
-    return [name for name, value in held if value is not None and name not in transient]
+    if module._buffers:
+        own += [name for name, value in module._buffers.items() if value is not None and name not in transient]
+    return own
 
 
 def with_weights(merges: Iterable[Merge], read: Mapping[str, tuple[str, ...]]) -> list[Merge]:

@@ -490,6 +490,8 @@ class Shapes:
         if not shapes or any(s is None for s in shapes):
             # an unknown operand is taken to have the known one's shape only where both are values
             return None
+        if all(s == shapes[0] for s in shapes):
+            return shapes[0]
         rank = max(len(s) for s in shapes if s is not None)
         out: list[int | None] = []
         for i in range(-rank, 0):
@@ -532,6 +534,8 @@ def _convolved(given: Shape, module: Any) -> tuple[int | None, ...]:
     plain = type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
     if given is None or len(given) != axes + 2 or isinstance(module.padding, str) or not plain:
         return (None,) * axes
+    if given[2:] == (None,) * axes:
+        return given[2:]
     rows = zip(given[2:], module.kernel_size, module.stride, module.padding, module.dilation)
     return tuple(None if h is None else (h + 2 * p - d * (k - 1) - 1) // s + 1 for h, k, s, p, d in rows)
 

@@ -12,19 +12,24 @@ Running a user's module never changes it: `held` puts its tensors back.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import operator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+from repfx.recording import RecordingTracer
 
 
 class OutsideError(Exception):
     """A forward does something that a graph of operations does not say."""
 
 
-class StateTracer(fx.Tracer):
+class StateTracer(RecordingTracer):
     """A tracer that stops where the traced code depends on more than its inputs and parameters."""
 
     _autocast: tuple[bool, ...] = ()
@@ -32,15 +37,13 @@ class StateTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """As fx's, or an `OutsideError`."""
         self._autocast = _autocast()
-        with _no_random_numbers():
-            return super().trace(root, concrete_args)
+        return _drawing_nothing(super().trace, root, concrete_args)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """As fx's, or an `OutsideError` in the innermost module that has a cause for it."""
-        with _no_random_numbers():
-            return super().call_module(m, forward, args, kwargs)
+        return super().call_module(m, partial(_drawing_nothing, forward), args, kwargs)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """As fx's, or an `OutsideError` under autocast that the model switches itself."""
@@ -53,24 +56,113 @@ def _autocast() -> tuple[bool, ...]:
     return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
-@contextmanager
-def _no_random_numbers() -> Iterator[None]:
+def _drawing_nothing(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a call returns, or an `OutsideError` where it draws random numbers."""
     before = torch.get_rng_state()
-    yield
+    value = run(*args, **kwargs)
     if not torch.equal(before, torch.get_rng_state()):
         torch.set_rng_state(before)
         raise OutsideError("draws random numbers whose shape does not depend on the input")
+    return value
+
+
+class Kept:
+    """What all modules of a model hold in their attributes at one moment, and the way back to it."""
+
+    def __init__(self, model: nn.Module, modules: Sequence[tuple[str, nn.Module]]) -> None:
+        """`modules`: all of them, by path."""
+        self.model = model
+        self.modules = modules
+        self.before = [module.__dict__.copy() for _, module in modules]
+        held = [v for values in self.before for v in values.values() if type(v) in _CONTAINERS]
+        self._empty = [container for container in held if not container]
+        self._filled = [(container, _copied(container)) for container in held if container]
+
+    def touched(self) -> bool:
+        """Whether anything may be different now.  Looks at identities only, so it is quick and asks no value."""
+        return (
+            any(self._empty)
+            or not all(_identical(container, content) for container, content in self._filled)
+            or not all(_identical(m.__dict__, before) for (_, m), before in zip(self.modules, self.before))
+        )
+
+    def restore(self) -> list[nn.Module]:
+        """Put everything back.  Returns the modules whose numbers were other ones."""
+        if not self.touched():
+            return []
+        for container, content in [*((empty, type(empty)()) for empty in self._empty if empty), *self._filled]:
+            _put_back(container, content)
+        counting = []
+        for (_, module), before in zip(self.modules, self.before):
+            if not _same(module.__dict__, before):
+                counting += [module] if counts(module, before) else []
+                module.__dict__.clear()
+                module.__dict__.update(before)
+        return counting
+
+    def changed(self, shell: nn.Module, before: Mapping[str, Any]) -> list[str]:
+        """Paths of the modules that do not hold what they held.
+
+        `shell` is a copy of the model to which guards may have been added; `before` is what it held itself.
+        """
+        children = all(shell._modules.get(name) is child for name, child in self.model._modules.items())
+        if children and not self.touched() and not _differs(shell, before):
+            return []
+        held = {path: before if path == "" else values for (path, _), values in zip(self.modules, self.before)}
+        known = [(path, module) for path, module in shell.named_modules() if path in held]  # the rest are guards
+        return [path for path, module in known if _differs(module, held[path])]
+
+
+_CONTAINERS = {dict, OrderedDict, list, set}  # hooks are kept in ordered ones
+
+
+def _copied(container: Any) -> Any:
+    return dict(container) if type(container) is OrderedDict else container.copy()
+
+
+def _identical(now: Any, before: Any) -> bool:
+    """Whether both hold the very same objects, in the same order."""
+    if len(now) != len(before) or not all(map(operator.is_, now, before)):
+        return False
+    return not isinstance(now, dict) or all(map(operator.is_, now.values(), before.values()))
+
+
+def _same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
+    """Whether both hold the very same values by the same names, in any order."""
+    return _identical(now, before) or (
+        now.keys() == before.keys() and all(now[key] is value for key, value in before.items())
+    )
+
+
+def _put_back(container: Any, content: Any) -> None:
+    if isinstance(container, set):
+        container.intersection_update(content)
+    elif isinstance(container, list):
+        container[:] = content
+    elif not _same(container, content):
+        container.clear()
+        container.update(content)
+
+
+def counts(module: nn.Module, before: Mapping[str, object]) -> bool:
+    """Whether a number that the module kept is another one now."""
+    return any(
+        isinstance(value, int | float)
+        and key in before
+        and type(before[key]) in (int, float, bool)
+        and value != before[key]
+        for key, value in module.__dict__.items()
+    )
 
 
 def remembering(
-    model: nn.Module, graph: fx.Graph, retrace: Callable[[nn.Module], fx.Graph], before: Attributes
+    model: nn.Module, graph: fx.Graph, retrace: Callable[[nn.Module], fx.Graph], changed: list[str]
 ) -> list[str]:
     """Paths of modules whose next forward depends on attributes that the traced one has left.
 
-    To be called before those attributes are put back.  They matter iff tracing once more gives another graph.
+    To be called before those attributes are put back; `changed` are the modules that have some.  They matter
+    iff tracing once more gives another graph.
     """
-    known = [(path, module) for path, module in model.named_modules() if path in before]  # the rest are guards
-    changed = [path for path, module in known if _differs(module, before[path])]
     if not changed:
         return []
     again = copy.copy(model)
@@ -83,20 +175,11 @@ def remembering(
     return [] if _outline(graph) == _outline(second) else changed
 
 
-Attributes = dict[str, dict[str, Any]]
-
-
-def attributes(model: nn.Module) -> Attributes:
-    """All attributes of all modules, as they are now."""
-    return {path: dict(module.__dict__) for path, module in model.named_modules()}
-
-
-def _differs(module: nn.Module, before: dict[str, Any]) -> bool:
+def _differs(module: nn.Module, before: Mapping[str, Any]) -> bool:
     now = module.__dict__
-    if len(now) == len(before) and all(now.get(name, before) is value for name, value in before.items()):
+    if _identical(now, before):
         return False
-    now = {name: value for name, value in now.items() if not _is_met(name)}
-    return now.keys() != before.keys() or any(now[name] is not value for name, value in before.items())
+    return not _same({name: value for name, value in now.items() if not _is_met(name)}, before)
 
 
 def _is_met(name: str) -> bool:
@@ -117,7 +200,33 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         for value in part.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
-    return copy.deepcopy(module, memo)
+    if type(module) not in _PLAIN_MODULES or module._modules:
+        return copy.deepcopy(module, memo)
+    if id(module) not in memo:
+        memo[id(module)] = own = type(module).__new__(type(module))
+        own.__dict__.update((name, _copied_value(value, memo)) for name, value in module.__dict__.items())
+    found: nn.Module = memo[id(module)]
+    return found
+
+
+_PLAIN_MODULES = {
+    nn.ReLU,
+    nn.ReLU6,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Sigmoid,
+    nn.Identity,
+    nn.Dropout,
+}
+
+
+def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy; most attributes of a module are constants, or containers with nothing in them."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    return type(value)() if type(value) in _CONTAINERS and not value else copy.deepcopy(value, memo)
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.proxy import ParameterProxy
 from torch.utils._pytree import tree_map
 
 from repfx.arguments import OPEN, Example, Passed, SignatureTracer, example_values, guarded, templates
 from repfx.inplace import MutableProxy, SizedParameterProxy
 from repfx.modules import EMITTED, ArgumentGuard, Guard, SizeGuard
 from repfx.questions import is_library, is_shape, kind, place, way_around_raise
+from repfx.recording import RecordedProxy
 from repfx.shapes import Shapes, part_sizes
 from repfx.state import StateTracer
 
@@ -43,7 +43,7 @@ class Tracer(SignatureTracer, StateTracer):
     proxy_buffer_attributes = True  # a buffer is read by name, like a parameter
 
     def __init__(self, whole: set[str], example: Example | None = None, passed: Passed | None = None) -> None:
-        super().__init__(autowrap_functions=(), param_shapes_constant=True)
+        super().__init__(autowrap_functions=())
         self.whole = whole
         self.example, self.passed = example, passed
         self.compiled_in: dict[str, Any] = {}
@@ -51,6 +51,7 @@ class Tracer(SignatureTracer, StateTracer):
         self.broke_at = ""
         self.refusal: fx.proxy.TraceError | None = None  # the last one; the model's own code may have caught it
         self._broken = False
+        self._leaves: dict[type, bool] = {}
 
     def templates(self, root: nn.Module, parameters: Sequence[inspect.Parameter]) -> dict[str, Any]:
         """What of the arguments is compiled in."""
@@ -91,19 +92,17 @@ class Tracer(SignatureTracer, StateTracer):
         for path, part in m.named_modules():
             self.submodule_paths.setdefault(part, f"{name}.{path}" if path else name)
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        self.param_shapes_constant = isinstance(attr_val, nn.Parameter)
-        value = super().getattr(attr, attr_val, parameter_proxy_cache)
-        if type(value) is ParameterProxy:
-            return SizedParameterProxy(value.tracer, value.node, value.name, value.param)
-        return value
+    def attribute_proxy(self, name: str, value: Tensor) -> fx.Proxy:
+        if not isinstance(value, nn.Parameter):
+            return super().attribute_proxy(name, value)
+        return SizedParameterProxy(self, self.create_proxy("get_attr", name, (), {}).node, name, value)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return TracedProxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
         """torch.fx makes every dictionary a plain one; here an ordered one, or a dataclass that is one, stays so."""
-        if isinstance(a, dict) and type(a) is not dict:
+        if issubclass(type(a), dict) and type(a) is not dict:
             if dataclasses.is_dataclass(a):
                 items = {f.name: self.create_arg(getattr(a, f.name)) for f in dataclasses.fields(a)}
                 return self.create_node("call_function", type(a), (), items)
@@ -188,9 +187,11 @@ class Tracer(SignatureTracer, StateTracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.whole or isinstance(m, EMITTED):
             return True
-        if any(isinstance(m, kind) and type(m).forward is kind.forward for kind in _OWN_FORWARD):
-            return True  # a subclass that computes what torch's own module computes
-        return super().is_leaf_module(m, module_qualified_name)
+        of = type(m)
+        if of not in self._leaves:  # a subclass that computes what torch's own module computes is one too
+            own = any(issubclass(of, kind) and of.forward is kind.forward for kind in _OWN_FORWARD)
+            self._leaves[of] = own or super().is_leaf_module(m, module_qualified_name)
+        return self._leaves[of]
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -209,7 +210,7 @@ class Tracer(SignatureTracer, StateTracer):
         return value
 
 
-class TracedProxy(MutableProxy):
+class TracedProxy(RecordedProxy, MutableProxy):
     """A traced value, which says what type the value has, and takes the way of a check that does not raise."""
 
     tracer: Any
@@ -337,6 +338,9 @@ class SizedTracer(Tracer):
             self._compute(value.node)
         return value
 
+    def attribute_proxy(self, name: str, value: Tensor) -> fx.Proxy:
+        return self.create_proxy("get_attr", name, (), {})
+
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -345,7 +349,7 @@ class SizedTracer(Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, FakeTensor):
+        if issubclass(type(a), FakeTensor):
             self.stop("holds on to a value of the trace")
         return super().create_arg(a)
 

@@ -49,6 +49,7 @@ SUITE = (
     "tests/test_unlisted_traps.py",
     "tests/test_fuzz_finds.py",
     "tests/test_alike.py",
+    "tests/test_recording.py",
 )
 
 
@@ -522,6 +523,13 @@ MUTANTS = (
         "repfx/state.py",
         "    if not torch.equal(before, torch.get_rng_state()):",
         "    if False:",
+    ),
+    Mutant("attributes-stay-written", "repfx/state.py", "        if not self.touched():\n", "        if True:\n"),
+    Mutant(
+        "parameters-by-their-old-names",
+        "repfx/recording.py",
+        "if name is None or _registered(self.root, name) is not tensor:",
+        "if name is None:",
     ),
     Mutant("autocast-unseen", "repfx/state.py", "        if _autocast() != self._autocast:", "        if False:"),
     Mutant("state-unseen", "repfx/state.py", "    if not changed:\n", "    if True:\n"),

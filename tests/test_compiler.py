@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 import repfx
+from repfx import compiler
 from repfx.decline import Reason
 from repfx.equivalence import SLACK, tolerance
 from repfx.modules import BorderTerm
+from repfx.state import copied
 from tests import hostile
 from tests.compiling import Net, conv, counted, left
 
@@ -428,3 +432,42 @@ def test_a_plan_counts_slices_as_the_views_they_are() -> None:
     assert plan == done
     assert plan.convolutions == 1
     assert plan.permutations == 0
+
+
+@pytest.mark.parametrize("call", [repfx.reparameterize, repfx.explain])
+def test_what_compiling_held_is_freed_without_the_collector(call: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    lifted: list[weakref.ref[object]] = []
+    erased: list[weakref.ref[fx.Node]] = []
+
+    class Watched(compiler.LiftedGraph):
+        def __init__(self, graph: fx.Graph, *rest: object) -> None:
+            super().__init__(graph, *rest)  # type: ignore[arg-type]
+            lifted.append(weakref.ref(self))
+            erased.extend(weakref.ref(node) for node in graph.nodes)
+
+    monkeypatch.setattr(compiler, "LiftedGraph", Watched)
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        result = call(toy())  # type: ignore[operator]
+        assert [ref() for ref in lifted] == [None]
+        if isinstance(result, fx.GraphModule):
+            assert {node for ref in erased if (node := ref()) is not None} <= set(result.graph.nodes)
+    finally:
+        if was:
+            gc.enable()
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.GELU, nn.Dropout, nn.Identity])
+def test_a_copy_of_a_plain_module_is_a_deep_one(kind: type[nn.Module]) -> None:
+    module = kind()
+    module.extra = {"list": [1, 2]}  # type: ignore[assignment]
+    module.register_forward_hook(lambda *args: None)
+    memo: dict[int, object] = {}
+    ours, torchs = copied(module, memo), copy.deepcopy(module)
+    assert copied(module, memo) is ours
+    assert ours.__dict__.keys() == torchs.__dict__.keys()
+    for name, value in ours.__dict__.items():
+        assert type(value) is type(torchs.__dict__[name])
+        assert value is not module.__dict__[name] or value is torchs.__dict__[name]
+    assert repr(ours) == repr(module)

@@ -30,6 +30,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.report",
     ),
     "reading": (
+        "repfx.walking",
         "repfx.functional",
         "repfx.arguments",
         "repfx.islands",
@@ -37,6 +38,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.dead",
         "repfx.sizes",
         "repfx.keywords",
+        "repfx.recording",
         "repfx.state",
         "repfx.constants",
         "repfx.shapes",

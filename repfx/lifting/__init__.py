@@ -8,6 +8,7 @@ but not affine here (a batch norm that uses batch statistics, a pooling that cli
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,6 +48,12 @@ _METHODS = _in_turn(
 )
 
 
+@functools.lru_cache(maxsize=512)
+def _module_rule(of: type) -> Callable[[fx.Node, Any, Context], Op | None] | None:
+    """The first rule for modules of this type, or of one that it is derived from."""
+    return next((rule for kind, rule in _MODULES.items() if issubclass(of, kind)), None)
+
+
 def lift(node: fx.Node, context: Context) -> Op:
     """What `node` computes."""
     if context.constants.is_constant(node):
@@ -64,10 +71,8 @@ def lift(node: fx.Node, context: Context) -> Op:
             module = context.module(node)
             if str(node.target) in context.whole:
                 return Opaque()
-            for kind, rule in _MODULES.items():
-                if isinstance(module, kind):
-                    return rule(node, module, context) or Opaque()
-            return Opaque()
+            rule = _module_rule(type(module))  # type: ignore[arg-type]  # the hash is the type's, not its instances'
+            return Opaque() if rule is None else rule(node, module, context) or Opaque()
         case "call_function":
             rules = _FUNCTIONS.get(node.target) or _FUNCTIONS.get(getattr(node.target, "__name__", ""), ())
             return next((op for rule in rules if (op := rule(node, context)) is not None), Opaque())

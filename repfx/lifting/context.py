@@ -16,6 +16,7 @@ from repfx.decline import Decline, Reason
 from repfx.modules import module_at
 from repfx.ops import Opaque
 from repfx.shapes import Shapes
+from repfx.walking import modules_of, tensors_of
 
 
 @dataclass
@@ -35,12 +36,14 @@ class Context:
     @cached_property
     def home(self) -> torch.dtype | None:
         """The dtype of most parameters; None where there is only one, or none, and it is no question."""
+        dtypes = {tensor.dtype for tensor in tensors_of(modules_of(self.root))}
+        if len([dtype for dtype in dtypes if dtype.is_floating_point]) < 2 and not any(d.is_complex for d in dtypes):
+            return None
         sizes: Counter[torch.dtype] = Counter()
         for tensor in (*self.root.parameters(), *self.root.buffers()):
             if tensor.is_floating_point() or tensor.is_complex():
                 sizes[tensor.dtype] += tensor.numel()
-        complex_ = any(dtype.is_complex for dtype in sizes)
-        return sizes.most_common(1)[0][0] if len(sizes) > 1 or complex_ else None
+        return sizes.most_common(1)[0][0]
 
     def foreign(self, node: fx.Node) -> torch.dtype | None:
         """A dtype of this node's own tensors that no fold may mix with the network's, if there is one.
@@ -66,6 +69,8 @@ class Context:
 
     def recomputed(self, module: nn.Module, but: str = "") -> str:
         """A tensor that a hook of the older weight_norm or spectral_norm recomputes before every call, or ""."""
+        if not module._forward_pre_hooks:
+            return ""
         names = (
             str(getattr(hook, "name", ""))
             for hook in module._forward_pre_hooks.values()
@@ -94,7 +99,7 @@ def place_of(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack")
     path = ""
     if stack:
-        last = list(stack.values())[-1]
+        last = stack[next(reversed(stack))]
         path = last[0] if isinstance(last, tuple) else str(last)
     return f"{path}:{node.name}" if path else node.name
 

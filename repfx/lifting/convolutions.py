@@ -49,18 +49,16 @@ def _weight_of(module: nn.Module) -> Callable[[], Tensor]:
 
 
 def _conv_module(node: fx.Node, module: Any, context: Context) -> Op | None:
-    plain = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
-    base = next((c for c in plain if isinstance(module, c)), None)
-    if base is None or type(module).forward not in (base.forward, _Extended.forward):
+    if not _computes_a_convolution(type(module)):
         return context.declined(node, f"{type(module).__name__} overrides the convolution's forward")
     if context.recomputed(module, but="weight"):
         return context.declined(node, f"a hook recomputes its {context.recomputed(module, but='weight')} at every call")
     axes = len(module.kernel_size)
     before, after = _module_padding(module, axes)
-    pads = getattr(module, "pads", ())
+    extended = isinstance(module, _Extended)
+    pads = module.pads if extended else ()
     if pads:
         before, after = tuple(b for b, _ in pads), tuple(a for _, a in pads)
-    extended = isinstance(module, _Extended)
     map_ = makers.from_conv(
         _weight_of(module),
         None if module.bias is None else lambda: leaf(module.bias),
@@ -77,6 +75,12 @@ def _conv_module(node: fx.Node, module: Any, context: Context) -> Op | None:
         terms = [b for b in module.borders if isinstance(b, BorderTerm)]
         map_ = makers.with_borders(map_, [(_border_of(b), b.weight) for b in terms])
     return fixed(argument(node, 0, "input"), map_)
+
+
+def _computes_a_convolution(of: type[nn.Module]) -> bool:
+    """Whether a type of convolutions has torch's forward, or that of the ones that we emit."""
+    base = next((kind for kind in (nn.Conv2d, nn.Conv1d, nn.Conv3d) if issubclass(of, kind)), None)
+    return base is not None and of.forward in (base.forward, _Extended.forward)
 
 
 def _border_of(term: BorderTerm) -> Border:
