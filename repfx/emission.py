@@ -38,8 +38,13 @@ class Target:
 def emit(map_: AffineConv, target: Target, path: str = "") -> list[tuple[str, nn.Module]]:
     """Modules, in order of execution, each with a suffix for its name ("" for the main one).
 
-    Raises UserError where a weight overflows `target.dtype`.
+    Raises UserError where a weight overflows `target.dtype`.  What is stored has no history, so none is recorded.
     """
+    with torch.no_grad():
+        return _emit(map_, target, path)
+
+
+def _emit(map_: AffineConv, target: Target, path: str) -> list[tuple[str, nn.Module]]:
     form = form_of(map_)
     dim = 1 if map_.axes else -1
     if form.kind is Kind.IDENTITY:
