@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 
 import numpy as np
 import torch
@@ -20,9 +19,7 @@ from repfx.decline import UserError
 from repfx.form import Form, Kind, contiguous, form_of
 from repfx.incidence import Incidence, Ints
 from repfx.modules import EXTENDED, PLAIN, TRANSPOSED, BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
-from repfx.values import Rows, Values, row_wise
-
-_AT_ONCE = 1 << 16  # numbers computed in float64 at a time: half a megabyte, which stays in the cache
+from repfx.values import Rows, Values
 
 
 @dataclass(frozen=True)
@@ -141,8 +138,7 @@ def _grouped_weight(map_: AffineConv, form: Form, values: Values, source: Ints) 
     cut = (slice(None), slice(None), *window)
     as_is = form.gather is None and form.order is None
     if as_is and map_.incidence == Incidence.grouped(map_.in_channels, map_.out_channels, form.groups):
-        shape = (form.out_channels, form.in_channels // form.groups, *form.kernel)
-        return row_wise(shape, values.device, lambda part: values.taps(part, window))
+        return values.cut(window)
     planes = values.planes[cut]
     rows = map_.incidence.rows[source]  # (O, K) input channels
     if form.gather is not None:
@@ -181,19 +177,19 @@ def _cast(values: Tensor | Rows, target: Target, path: str, what: str) -> Tensor
     if values.device.type == "meta":
         return torch.empty(values.shape, dtype=target.dtype, device="meta").contiguous(memory_format=layout)
     out = torch.empty(tuple(values.shape), dtype=target.dtype, device=target.device, memory_format=layout)
-    count = values.shape[0] if values.shape else 0
-    step = max(1, _AT_ONCE // max(1, prod(values.shape) // max(1, count)))
-    for start in range(0, count, step):
-        part = slice(start, start + step)
-        given = values[part] if isinstance(values, Tensor) else values.read(part)
-        out[part] = given.detach()
+    pieces = [(slice(None), values.detach())] if isinstance(values, Tensor) else values.pieces()
+    for part, piece in pieces:
+        own = out[part] if values.shape else out
+        own.copy_(piece)
         if target.dtype in (torch.float16, torch.bfloat16):
-            _refuse_overflow(given.detach(), out[part], target, path, what, start)
+            _refuse_overflow(piece, own, target, path, what, part.start or 0)
     return out
 
 
 def _refuse_overflow(given: Tensor, cast: Tensor, target: Target, path: str, what: str, start: int) -> None:
     """An error that names the first output channel whose value left the range of the dtype."""
+    if bool(torch.isfinite(cast).all()):
+        return
     lost = torch.isinf(cast) & torch.isfinite(given.to(cast.device))
     if bool(lost.any()):
         row = int(lost.nonzero()[0][0])
