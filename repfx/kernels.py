@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repfx.incidence import Incidence, Ints
-from repfx.values import Rows, Values, dilated, trailing
+from repfx.values import Rows, Values, dilated, multiplied, spread_out, trailing, written
 
 _REMEMBERED = 4096  # results kept of each derivation from structure
 
@@ -95,7 +96,7 @@ def composed(
         # one middle channel at one tap: a scaled copy
         scale = outer.planes.reshape(-1, 1, *(1 for _ in k1))
         if reads.one_to_one and reads.outputs == via.outputs:
-            return inner.times(scale)
+            return multiplied(inner.given, scale)
         return _spread(_picked(inner.planes, reads) * scale, out.width)
     scaled = _scaled(reads, via) if all(k == 1 for k in k1) else None
     if scaled is not None:
@@ -127,19 +128,34 @@ def _of_copies(
     outer: Values, inner: Values, how: _Scaled, width: int, stride: Sequence[int], *, copying: bool
 ) -> Tensor | Rows:
     """Planes of an outer map of scaled copies of channels: each is scaled, and stands at another place."""
-    factor: Tensor | float = 1.0
+    given = outer.given if how.order is None else _reordered(outer.given, how.order)
     if not copying:
         read = inner.planes if how.middle is None else gathered(inner.planes, how.middle)
-        factor = read.reshape(-1, outer.shape[1], *(1 for _ in stride))
-    if how.order is None and outer.shape[1] == width:
-        if copying and all(s == 1 or k == 1 for s, k in zip(stride, outer.shape[2:])):
-            return outer.given
-        return outer.times(factor, stride)
-    planes = outer.planes
-    if how.order is not None:
-        index = torch.as_tensor(how.order, device=planes.device)
-        planes = planes[:, index[0]] if len(index) == 1 else planes[torch.arange(len(planes))[:, None], index]
-    return _spread(dilated(planes * factor, stride, 2), width)
+        given = multiplied(given, read.reshape(-1, outer.shape[1], *(1 for _ in stride)))
+    given = spread_out(given, stride)
+    return given if given.shape[1] == width else _spread(written(given), width)
+
+
+def _reordered(planes: Tensor | Rows, order: Ints) -> Tensor | Rows:
+    """Planes whose reads stand in another order: k of (O or 1, K) is the read that was at order[k]."""
+    if isinstance(planes, Tensor):
+        return _picked_reads(planes, torch.as_tensor(order, device=planes.device))
+    index = torch.as_tensor(order, device=planes.device)
+    each = len(index) > 1
+
+    def write(part: slice, out: Tensor) -> None:
+        out.copy_(_picked_reads(planes.read(part), index[part] if each else index))
+
+    return replace(planes, write=write)
+
+
+def _picked_reads(planes: Tensor, index: Tensor) -> Tensor:
+    if prod(planes.shape[2:]) == 1:
+        flat = planes.reshape(planes.shape[:2])
+        return flat.gather(1, index.expand_as(flat)).reshape(planes.shape)
+    if len(index) == 1:
+        return planes.index_select(1, index[0])
+    return planes.gather(1, index.reshape(*index.shape, *(1 for _ in planes.shape[2:])).expand_as(planes))
 
 
 def _by_blocks(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any, Protocol
@@ -57,6 +57,10 @@ class Rows:
     write: Callable[[slice, Tensor], object]
     dilation: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        spread = tuple(d if k > 1 else 1 for k, d in zip(self.shape[2:], self.dilation))
+        object.__setattr__(self, "dilation", spread)
+
     @cached_property
     def taps(self) -> tuple[int, ...]:
         """Kernel without the zeros."""
@@ -102,8 +106,7 @@ class Values:
     @cached_property
     def planes(self) -> Tensor:
         """All planes, (O, K, *kernel)."""
-        given = self.given
-        return given if isinstance(given, Tensor) else dilated(given.read(slice(None)), given.dilation, 2)
+        return written(self.given)
 
     @property
     def _known(self) -> Tensor | Rows:
@@ -137,21 +140,6 @@ class Values:
         shape = (*given.shape[:2], *kept)
         return Rows(shape, given.device, lambda part, out: out.copy_(self.rows(part)[place]), (1,) * len(window))
 
-    def times(self, factor: Tensor | float, spread: Sequence[int] = ()) -> Tensor | Rows:
-        """The planes times a number, or (O or 1, K or 1, 1 ...) numbers; `spread` sets their taps further apart."""
-        given = self.given
-        spread = tuple(spread) or (1,) * (len(given.shape) - 2)
-        if isinstance(given, Tensor):
-            return dilated(given * factor, spread, 2)
-        each = isinstance(factor, Tensor) and len(factor) == given.shape[0]
-
-        def write(part: slice, out: Tensor) -> None:
-            given.write(part, out)
-            out.mul_(factor[part] if each else factor)  # type: ignore[index]
-
-        shape = (*given.shape[:2], *((k - 1) * s + 1 for k, s in zip(given.shape[2:], spread)))
-        return Rows(shape, given.device, write, tuple(d * s for d, s in zip(given.dilation, spread)))
-
     def weighted(self, read: Tensor) -> Tensor:
         """What the planes make of one number per read, (O or 1, K): their sum over the reads, (O, *kernel)."""
         known = self._known
@@ -175,8 +163,37 @@ class Values:
 def _weighted(planes: Tensor, read: Tensor) -> Tensor:
     if planes.shape[1] == 1:
         return planes[:, 0] * read.reshape(-1, *(1 for _ in planes.shape[2:]))
+    if len(read) == 1 and prod(planes.shape[2:]) == 1:
+        return (planes.flatten(1) @ read[0]).reshape(len(planes), *planes.shape[2:])
     flat = planes.flatten(2) if planes.dim() > 2 else planes[:, :, None]
     return (read[:, None] @ flat).reshape(len(planes), *planes.shape[2:])
+
+
+def written(planes: Tensor | Rows) -> Tensor:
+    """All planes, written down."""
+    return planes if isinstance(planes, Tensor) else dilated(planes.read(slice(None)), planes.dilation, 2)
+
+
+def multiplied(planes: Tensor | Rows, factor: Tensor | float) -> Tensor | Rows:
+    """Planes times a number, or (O or 1, K or 1, 1 ...) numbers."""
+    if isinstance(planes, Tensor):
+        return planes * factor
+    each = isinstance(factor, Tensor) and len(factor) == planes.shape[0]
+
+    def write(part: slice, out: Tensor) -> None:
+        planes.write(part, out)
+        out.mul_(factor[part] if each else factor)  # type: ignore[index]
+
+    return replace(planes, write=write)
+
+
+def spread_out(planes: Tensor | Rows, stride: Sequence[int]) -> Tensor | Rows:
+    """Planes whose taps stand `stride` times as far apart."""
+    if isinstance(planes, Tensor):
+        return dilated(planes, stride, 2)
+    kernel = ((k - 1) * s + 1 for k, s in zip(planes.shape[2:], stride))
+    dilation = tuple(d * s for d, s in zip(planes.dilation, stride))
+    return replace(planes, shape=(*planes.shape[:2], *kernel), dilation=dilation)
 
 
 def is_large(shape: Sequence[int]) -> bool:
