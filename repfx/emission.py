@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +20,11 @@ from repfx.affine import ZEROS, AffineConv
 from repfx.decline import UserError
 from repfx.form import Form, Kind, contiguous, form_of
 from repfx.incidence import Incidence, Ints
+from repfx.kernels import gathered
 from repfx.modules import EXTENDED, PLAIN, TRANSPOSED, BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
 from repfx.values import Rows, Values
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ def _emit(map_: AffineConv, target: Target, path: str) -> list[tuple[str, nn.Mod
         module: nn.Module = ScaleShift(scale, _cast(values.bias, target, path, "shift"), map_.axes)
     else:
         module = _convolution(map_, form, values, target, path)
-    for parameter in module.parameters():
-        parameter.requires_grad_(target.requires_grad)
+    if not target.requires_grad:
+        module.requires_grad_(False)
     row = [("", module.eval())]
     if form.gather is not None:
         row.insert(0, ("_gather", _copy(form.gather, target, dim)))
@@ -75,15 +80,15 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
     # rows of the emitted weight: convolution output j computes map output source[j]
     source = np.arange(form.out_channels) if form.order is None else np.argsort(form.order)
     weight = _grouped_weight(map_, form, values, source)
-    bias = values.bias[torch.as_tensor(source, device=values.bias.device)]
+    bias = values.bias if form.order is None else gathered(values.bias, source)
     if form.kind is Kind.LINEAR:
-        linear = nn.Linear(form.in_channels, form.out_channels, bias=form.biased, device="meta")
+        linear = _unfilled(nn.Linear, in_features=form.in_channels, out_features=form.out_channels, bias=form.biased)
         return _filled(linear, weight, bias, target, path)
     if form.kind is Kind.TRANSPOSED:
         return _transposed(map_, form, weight, bias, target, path)
     borders = [
         BorderTerm(
-            _cast(ones[torch.as_tensor(source, device=ones.device)], target, path, "border"),
+            _cast(ones if form.order is None else gathered(ones, source), target, path, "border"),
             border.before,
             map_.stride,
             border.free,
@@ -102,11 +107,10 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
         "groups": form.groups,
         "bias": form.biased,
         "padding_mode": ZEROS if apart else form.padding_mode,
-        "device": "meta",
     }
     if not apart and not borders:
-        return _filled(PLAIN[map_.axes](**arguments), weight, bias, target, path)  # type: ignore[arg-type]
-    conv = EXTENDED[map_.axes](**arguments)
+        return _filled(_unfilled(PLAIN[map_.axes], **arguments), weight, bias, target, path)
+    conv = _unfilled(EXTENDED[map_.axes], **arguments)
     conv._setup(form.pads if apart else (), form.padding_mode, borders, laps=form.laps)
     return _filled(conv, weight, bias, target, path)
 
@@ -117,17 +121,17 @@ def _transposed(
     """The kernel is flipped back, and torch stores it by input channel: (C, O/groups, *kernel)."""
     whole = weight if isinstance(weight, Tensor) else weight.read(slice(None))
     blocks = whole.flip(tuple(range(2, whole.dim()))).unflatten(0, (form.groups, -1)).transpose(1, 2)
-    module = TRANSPOSED[map_.axes](
-        form.in_channels,
-        form.out_channels,
-        form.kernel,  # type: ignore[arg-type]
-        form.stride,  # type: ignore[arg-type]
-        tuple(p for p, _ in form.pads),  # type: ignore[arg-type]
-        form.output_padding,  # type: ignore[arg-type]
-        form.groups,
-        form.biased,
-        form.dilation,  # type: ignore[arg-type]
-        device="meta",
+    module = _unfilled(
+        TRANSPOSED[map_.axes],
+        in_channels=form.in_channels,
+        out_channels=form.out_channels,
+        kernel_size=form.kernel,
+        stride=form.stride,
+        padding=tuple(p for p, _ in form.pads),
+        output_padding=form.output_padding,
+        groups=form.groups,
+        bias=form.biased,
+        dilation=form.dilation,
     )
     return _filled(module, blocks.flatten(0, 1), bias, target, path)
 
@@ -161,6 +165,19 @@ def _grouped_weight(map_: AffineConv, form: Form, values: Values, source: Ints) 
     valid = where >= 0
     row = torch.arange(len(source), device=planes.device)[:, None].expand_as(where)[valid]
     return out.index_put((row, where[valid]), chosen[valid])
+
+
+def _unfilled(kind: type[_Module], **arguments: object) -> _Module:
+    """A module whose weights are to be set: it has none that hold numbers, and draws no random ones."""
+    module: _Module = _undrawn(kind)(device="meta", **arguments)  # type: ignore[arg-type]
+    module.__class__ = kind
+    return module
+
+
+@cache
+def _undrawn(kind: type[nn.Module]) -> Any:
+    """The same module, which does not initialise its weights."""
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
 
 
 def _filled(module: nn.Module, weight: Tensor | Rows, bias: Tensor, target: Target, path: str) -> nn.Module:

@@ -126,6 +126,30 @@ def pointwise(
     return _depthwise(channels, np.arange(channels), axes, rule, biased=shift is not None)
 
 
+def normalising(
+    channels: int,
+    axes: int,
+    statistics: tuple[Callable[[], Tensor], Callable[[], Tensor]],
+    affine: tuple[Callable[[], Tensor] | None, Callable[[], Tensor] | None],
+    eps: float,
+) -> AffineConv:
+    """A batch norm of known (mean, variance) and (gamma, beta): scale = gamma / sqrt(variance + eps),
+    shift = beta - mean scale.
+    """
+    (mean, variance), (gamma, beta) = statistics, affine
+
+    def rule(_: Sequence[Values]) -> Values:
+        scale = torch.rsqrt(variance().double() + eps)
+        if gamma is not None:
+            scale = gamma().double() * scale
+        shift = -mean().double() * scale
+        if beta is not None:
+            shift = beta().double() + shift
+        return Values(scale.expand(channels).reshape(channels, 1, *(1,) * axes), shift.expand(channels))
+
+    return _depthwise(channels, np.arange(channels), axes, rule, biased=True)
+
+
 def select(channels: int, indices: Ints, axes: int) -> AffineConv:
     """Copy input channel `indices[o]` to output o: slices, permutations, duplicates, identity."""
 

@@ -222,19 +222,24 @@ def total(terms: Sequence[Tensor]) -> Tensor:
     return reduce(torch.add, terms)
 
 
-def _spot(own: Incidence, wider: Incidence, device: torch.device) -> Tensor | None:
-    """Where the reads of a part stand among those of the sum, (O, K), -1 where padded; None: where they stand."""
-    return None if own.same(wider) else torch.as_tensor(own.positions(wider), device=device)
+_Spot = tuple[Tensor, Tensor]  # where reads of a part stand among those of the sum, (O, K); which of them are reads
 
 
-def _accumulate(into: Tensor, own: Tensor, spot: Tensor | None, rows: slice) -> None:
+def _spot(own: Incidence, wider: Incidence, device: torch.device) -> _Spot | None:
+    """Where the reads of a part stand among those of the sum; None: where they are."""
+    if own.same(wider):
+        return None
+    places = torch.as_tensor(own.positions(wider), device=device)
+    return places, places >= 0
+
+
+def _accumulate(into: Tensor, own: Tensor, spot: _Spot | None, rows: slice) -> None:
     """Add the planes of some outputs of one part."""
     if spot is None:
         into.add_(own)
         return
-    places = spot[rows]
+    places, valid = spot[0][rows], spot[1][rows]
     output = torch.arange(len(places), device=places.device)[:, None].expand_as(places)
-    valid = places >= 0
     into.index_put_((output[valid], places[valid]), own[valid], accumulate=True)
 
 

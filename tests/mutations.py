@@ -318,15 +318,15 @@ MUTANTS = (
     # --- repfx/lifting
     Mutant(
         "norm-without-eps",
-        "repfx/lifting/norms.py",
+        "repfx/makers.py",
         "torch.rsqrt(variance().double() + eps)",
         "torch.rsqrt(variance().double())",
     ),
     Mutant(
         "norm-mean-sign",
-        "repfx/lifting/norms.py",
-        "moved = -mean().double() * scale()",
-        "moved = mean().double() * scale()",
+        "repfx/makers.py",
+        "shift = -mean().double() * scale",
+        "shift = mean().double() * scale",
     ),
     Mutant(
         "batch-statistics-folded",
