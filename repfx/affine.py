@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from repfx.decline import Decline, Reason
 from repfx.incidence import Incidence, Ints
-from repfx.values import Values, evaluate, gathered, probing, scattered
+from repfx.kernels import gathered, scattered
+from repfx.values import Values, evaluate, multiplied, probing
 
 ZEROS = "zeros"
 REMEMBERED = 4096  # structures whose derivations are kept, for the alike blocks of a network
@@ -233,7 +234,7 @@ def scaled(map_: AffineConv, factor: float) -> AffineConv:
 
     def rule(values: Sequence[Values]) -> Values:
         (v,) = values
-        planes = v.mapped(lambda rows, _: rows * factor)
+        planes = multiplied(v.given, factor)
         return Values(planes, v.bias * factor, tuple(one * factor for one in v.ones))
 
     return replace(map_, inputs=(map_,), rule=rule, selection=None, uniform=False, own=False)

@@ -86,16 +86,21 @@ def default_dtype(model: nn.Module, example: Example | None) -> torch.dtype | No
     return next((t.dtype for t in tensors if t.is_floating_point()), None)
 
 
+def _tensors(owner: nn.Module) -> list[Tensor]:
+    """Parameters, then buffers."""
+    held = list(owner.modules()) if owner._modules else [owner]
+    given = [*(p for m in held for p in m._parameters.values()), *(b for m in held for b in m._buffers.values())]
+    return [tensor for tensor in given if tensor is not None]
+
+
 def _target(record: Record, model: nn.Module, dtype: torch.dtype | None) -> Target:
     """dtype, device, requires_grad and memory format of the weights that were merged."""
     for source in record.sources:
-        tensors: list[Tensor] = []
         try:
             owner = model.get_submodule(source.split(":")[0])
-            tensors = [*owner.parameters(), *owner.buffers()]
         except AttributeError:
             continue
-        floats = [t for t in tensors if t.is_floating_point()]
+        floats = [t for t in _tensors(owner) if t.is_floating_point()]
         if floats:
             last = any(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
                        for t in floats)  # fmt: skip

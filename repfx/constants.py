@@ -85,6 +85,10 @@ class Constants:
 
         An expression with a jump (rounding, comparing) is evaluated in its own dtype: at a tie the last bit decides.
         """
+        if node.op == "get_attr":
+            held = attribute(self.root, str(node.target))
+            if isinstance(held, Tensor):
+                return leaf(held).double() if held.is_floating_point() else leaf(held)
         jumps = self._jumps(node)
         value = self._run(node, lambda t: leaf(t) if jumps or not t.is_floating_point() else leaf(t).double())
         if not isinstance(value, Tensor):

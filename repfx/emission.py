@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ from repfx.affine import ZEROS, AffineConv
 from repfx.decline import UserError
 from repfx.form import Form, Kind, contiguous, form_of
 from repfx.incidence import Incidence, Ints
+from repfx.kernels import gathered
 from repfx.modules import EXTENDED, PLAIN, TRANSPOSED, BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
-from repfx.values import Rows, Values, row_wise
+from repfx.values import Rows, Values
 
-_AT_ONCE = 1 << 16  # numbers computed in float64 at a time: half a megabyte, which stays in the cache
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,13 @@ class Target:
 def emit(map_: AffineConv, target: Target, path: str = "") -> list[tuple[str, nn.Module]]:
     """Modules, in order of execution, each with a suffix for its name ("" for the main one).
 
-    Raises UserError where a weight overflows `target.dtype`.
+    Raises UserError where a weight overflows `target.dtype`.  What is stored has no history, so none is recorded.
     """
+    with torch.no_grad():
+        return _emit(map_, target, path)
+
+
+def _emit(map_: AffineConv, target: Target, path: str) -> list[tuple[str, nn.Module]]:
     form = form_of(map_)
     dim = 1 if map_.axes else -1
     if form.kind is Kind.IDENTITY:
@@ -53,8 +60,8 @@ def emit(map_: AffineConv, target: Target, path: str = "") -> list[tuple[str, nn
         module: nn.Module = ScaleShift(scale, _cast(values.bias, target, path, "shift"), map_.axes)
     else:
         module = _convolution(map_, form, values, target, path)
-    for parameter in module.parameters():
-        parameter.requires_grad_(target.requires_grad)
+    if not target.requires_grad:
+        module.requires_grad_(False)
     row = [("", module.eval())]
     if form.gather is not None:
         row.insert(0, ("_gather", _copy(form.gather, target, dim)))
@@ -73,15 +80,15 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
     # rows of the emitted weight: convolution output j computes map output source[j]
     source = np.arange(form.out_channels) if form.order is None else np.argsort(form.order)
     weight = _grouped_weight(map_, form, values, source)
-    bias = values.bias[torch.as_tensor(source, device=values.bias.device)]
+    bias = values.bias if form.order is None else gathered(values.bias, source)
     if form.kind is Kind.LINEAR:
-        linear = nn.Linear(form.in_channels, form.out_channels, bias=form.biased, device="meta")
+        linear = _unfilled(nn.Linear, in_features=form.in_channels, out_features=form.out_channels, bias=form.biased)
         return _filled(linear, weight, bias, target, path)
     if form.kind is Kind.TRANSPOSED:
         return _transposed(map_, form, weight, bias, target, path)
     borders = [
         BorderTerm(
-            _cast(ones[torch.as_tensor(source, device=ones.device)], target, path, "border"),
+            _cast(ones if form.order is None else gathered(ones, source), target, path, "border"),
             border.before,
             map_.stride,
             border.free,
@@ -100,11 +107,10 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
         "groups": form.groups,
         "bias": form.biased,
         "padding_mode": ZEROS if apart else form.padding_mode,
-        "device": "meta",
     }
     if not apart and not borders:
-        return _filled(PLAIN[map_.axes](**arguments), weight, bias, target, path)  # type: ignore[arg-type]
-    conv = EXTENDED[map_.axes](**arguments)
+        return _filled(_unfilled(PLAIN[map_.axes], **arguments), weight, bias, target, path)
+    conv = _unfilled(EXTENDED[map_.axes], **arguments)
     conv._setup(form.pads if apart else (), form.padding_mode, borders, laps=form.laps)
     return _filled(conv, weight, bias, target, path)
 
@@ -115,17 +121,17 @@ def _transposed(
     """The kernel is flipped back, and torch stores it by input channel: (C, O/groups, *kernel)."""
     whole = weight if isinstance(weight, Tensor) else weight.read(slice(None))
     blocks = whole.flip(tuple(range(2, whole.dim()))).unflatten(0, (form.groups, -1)).transpose(1, 2)
-    module = TRANSPOSED[map_.axes](
-        form.in_channels,
-        form.out_channels,
-        form.kernel,  # type: ignore[arg-type]
-        form.stride,  # type: ignore[arg-type]
-        tuple(p for p, _ in form.pads),  # type: ignore[arg-type]
-        form.output_padding,  # type: ignore[arg-type]
-        form.groups,
-        form.biased,
-        form.dilation,  # type: ignore[arg-type]
-        device="meta",
+    module = _unfilled(
+        TRANSPOSED[map_.axes],
+        in_channels=form.in_channels,
+        out_channels=form.out_channels,
+        kernel_size=form.kernel,
+        stride=form.stride,
+        padding=tuple(p for p, _ in form.pads),
+        output_padding=form.output_padding,
+        groups=form.groups,
+        bias=form.biased,
+        dilation=form.dilation,
     )
     return _filled(module, blocks.flatten(0, 1), bias, target, path)
 
@@ -136,8 +142,7 @@ def _grouped_weight(map_: AffineConv, form: Form, values: Values, source: Ints) 
     cut = (slice(None), slice(None), *window)
     as_is = form.gather is None and form.order is None
     if as_is and map_.incidence == Incidence.grouped(map_.in_channels, map_.out_channels, form.groups):
-        shape = (form.out_channels, form.in_channels // form.groups, *form.kernel)
-        return row_wise(shape, values.device, lambda part: values.taps(part, window))
+        return values.cut(window)
     planes = values.planes[cut]
     rows = map_.incidence.rows[source]  # (O, K) input channels
     if form.gather is not None:
@@ -162,6 +167,19 @@ def _grouped_weight(map_: AffineConv, form: Form, values: Values, source: Ints) 
     return out.index_put((row, where[valid]), chosen[valid])
 
 
+def _unfilled(kind: type[_Module], **arguments: object) -> _Module:
+    """A module whose weights are to be set: it has none that hold numbers, and draws no random ones."""
+    module: _Module = _undrawn(kind)(device="meta", **arguments)  # type: ignore[arg-type]
+    module.__class__ = kind
+    return module
+
+
+@cache
+def _undrawn(kind: type[nn.Module]) -> Any:
+    """The same module, which does not initialise its weights."""
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
+
+
 def _filled(module: nn.Module, weight: Tensor | Rows, bias: Tensor, target: Target, path: str) -> nn.Module:
     module.weight = nn.Parameter(_cast(weight, target, path, "weight"))
     if module.bias is not None:
@@ -176,19 +194,19 @@ def _cast(values: Tensor | Rows, target: Target, path: str, what: str) -> Tensor
     if values.device.type == "meta":
         return torch.empty(values.shape, dtype=target.dtype, device="meta").contiguous(memory_format=layout)
     out = torch.empty(tuple(values.shape), dtype=target.dtype, device=target.device, memory_format=layout)
-    count = values.shape[0] if values.shape else 0
-    step = max(1, _AT_ONCE // max(1, prod(values.shape) // max(1, count)))
-    for start in range(0, count, step):
-        part = slice(start, start + step)
-        given = values[part] if isinstance(values, Tensor) else values.read(part)
-        out[part] = given.detach()
+    pieces = [(slice(None), values.detach())] if isinstance(values, Tensor) else values.pieces()
+    for part, piece in pieces:
+        own = out[part] if values.shape else out
+        own.copy_(piece)
         if target.dtype in (torch.float16, torch.bfloat16):
-            _refuse_overflow(given.detach(), out[part], target, path, what, start)
+            _refuse_overflow(piece, own, target, path, what, part.start or 0)
     return out
 
 
 def _refuse_overflow(given: Tensor, cast: Tensor, target: Target, path: str, what: str, start: int) -> None:
     """An error that names the first output channel whose value left the range of the dtype."""
+    if bool(torch.isfinite(cast).all()):
+        return
     lost = torch.isinf(cast) & torch.isfinite(given.to(cast.device))
     if bool(lost.any()):
         row = int(lost.nonzero()[0][0])

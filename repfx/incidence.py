@@ -139,10 +139,11 @@ class Incidence:
         """Where the reads of `self` stand in the (wider) reads of `other`: (O, K), -1 where padded."""
         pairs, classes = np.unique(np.stack([self.classes, other.classes], 1), axis=0, return_inverse=True)
         places = np.full((len(pairs), self.width), -1, dtype=np.int64)
-        for i, (a, b) in enumerate(pairs):
-            mine = self.sets[a][self.sets[a] >= 0]
+        for b in np.unique(pairs[:, 1]):
             theirs = other.sets[b][other.sets[b] >= 0]
-            places[i, : len(mine)] = np.searchsorted(theirs, mine)
+            users = np.flatnonzero(pairs[:, 1] == b)
+            mine = self.sets[pairs[users, 0]]
+            places[users] = np.where(mine >= 0, np.searchsorted(theirs, mine), -1)
         return places[classes.reshape(-1)]
 
     def restricted(self, start: int, stop: int) -> Incidence:

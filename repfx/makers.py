@@ -17,7 +17,7 @@ from torch import Tensor
 
 from repfx.affine import ZEROS, AffineConv, Border
 from repfx.incidence import Incidence, Ints
-from repfx.values import Values, dilated, row_wise
+from repfx.values import Rows, Values, dilated, is_large
 
 
 def from_conv(
@@ -43,7 +43,12 @@ def from_conv(
     def rule(_: Sequence[Values]) -> Values:
         given = weight()
         zeros = torch.zeros(outputs, dtype=torch.float64, device=given.device)
-        planes = row_wise((outputs, width, *kernel), given.device, lambda part: given[part].double(), dilation)
+        planes: Tensor | Rows
+        if is_large((outputs, width, *kernel)):
+            written = tuple(dilation)
+            planes = Rows((outputs, width, *kernel), given.device, lambda part, out: out.copy_(given[part]), written)
+        else:
+            planes = dilated(given.double(), dilation, 2)
         return Values(planes, zeros if bias is None else bias().double())
 
     return AffineConv(
@@ -110,14 +115,39 @@ def pointwise(
     """y = scale x + shift, per channel; each of shape (C,) or a scalar.  None: one, respectively zero."""
 
     def rule(_: Sequence[Values]) -> Values:
-        given = scale or shift
-        device = torch.device("cpu") if given is None else given().device
-        ones = torch.ones(channels, dtype=torch.float64, device=device)
-        planes = ones if scale is None else ones * scale().double()
-        bias = torch.zeros_like(ones) if shift is None else torch.zeros_like(ones) + shift().double()
+        given = [None if read is None else read().double().reshape(-1).expand(channels) for read in (scale, shift)]
+        device = next((numbers.device for numbers in given if numbers is not None), None)
+        planes, bias = (
+            torch.full((channels,), number, dtype=torch.float64, device=device) if numbers is None else numbers
+            for number, numbers in zip((1.0, 0.0), given)
+        )
         return Values(planes.reshape(channels, 1, *(1,) * axes), bias)
 
     return _depthwise(channels, np.arange(channels), axes, rule, biased=shift is not None)
+
+
+def normalising(
+    channels: int,
+    axes: int,
+    statistics: tuple[Callable[[], Tensor], Callable[[], Tensor]],
+    affine: tuple[Callable[[], Tensor] | None, Callable[[], Tensor] | None],
+    eps: float,
+) -> AffineConv:
+    """A batch norm of known (mean, variance) and (gamma, beta): scale = gamma / sqrt(variance + eps),
+    shift = beta - mean scale.
+    """
+    (mean, variance), (gamma, beta) = statistics, affine
+
+    def rule(_: Sequence[Values]) -> Values:
+        scale = torch.rsqrt(variance().double() + eps)
+        if gamma is not None:
+            scale = gamma().double() * scale
+        shift = -mean().double() * scale
+        if beta is not None:
+            shift = beta().double() + shift
+        return Values(scale.expand(channels).reshape(channels, 1, *(1,) * axes), shift.expand(channels))
+
+    return _depthwise(channels, np.arange(channels), axes, rule, biased=True)
 
 
 def select(channels: int, indices: Ints, axes: int) -> AffineConv:

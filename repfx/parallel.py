@@ -9,6 +9,7 @@ one padding mode is in use.  The support is the union of the supports, never an 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from math import lcm
 
 import numpy as np
@@ -19,7 +20,8 @@ from torch import Tensor
 from repfx.affine import ZEROS, AffineConv, Border, by_structure, home, moved, times, transposed_padding
 from repfx.decline import Decline, Reason
 from repfx.incidence import Incidence, Ints
-from repfx.values import Values, row_wise, scattered, shifted
+from repfx.kernels import shifted
+from repfx.values import Values, row_wise
 
 
 @by_structure
@@ -34,38 +36,31 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
     incidence = parts[0].incidence
     for part in parts[1:]:
         incidence = incidence.joined(part.incidence)
-    kernel, _, align = _common(parts)
+    kernel, _, windows = _common(parts)
     borders, sources = united([part.borders for part in parts])
 
     def rule(values: Sequence[Values]) -> Values:
         values = moved(values)
-        places = [
-            None if part.incidence.same(incidence) else part.incidence.positions(incidence) for part in parts
-        ]  # fmt: skip
         device = home(values)
+        spots = [_spot(part.incidence, incidence, device) for part in parts]
+        alike = [i for i, v in enumerate(values) if spots[i] is None and v.shape[2:] == kernel]
+        first = next(iter(sorted(alike, key=lambda i: isinstance(values[i].given, Tensor))), None)
 
-        def total(rows: slice) -> Tensor:
-            planes = None
+        def write(rows: slice, out: Tensor) -> None:
+            if first is None:
+                out.zero_()
+            else:
+                values[first].write(rows, out)
             for i, v in enumerate(values):
-                own, where = align(i, v.rows(rows)), places[i]
-                own = own if where is None else scattered(own, where[rows], incidence.width)
-                planes = own if planes is None else planes + own
-            assert planes is not None
-            return planes
+                if i != first:
+                    _accumulate(out[(slice(None), slice(None), *windows[i])], v.rows(rows), spots[i], rows)
 
-        planes = row_wise((incidence.outputs, incidence.width, *kernel), device, total)
-        bias = None
-        for v in values:
-            bias = v.bias if bias is None else bias + v.bias
-        assert bias is not None
-        ones = (
-            sum(
-                (grown(values[i].ones[j], border, parts[i].borders[j]) for i, j in users),
-                bias.new_zeros(()),
-            )
+        planes = row_wise((incidence.outputs, incidence.width, *kernel), device, write)
+        ones = tuple(
+            total([grown(values[i].ones[j], border, parts[i].borders[j]) for i, j in users])
             for border, users in zip(borders, sources)
         )
-        return Values(planes, bias, tuple(torch.as_tensor(one) for one in ones))
+        return Values(planes, total([v.bias for v in values]), ones)
 
     return _side_by_side(parts, incidence, borders, rule)
 
@@ -77,29 +72,31 @@ def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
     if clash is not None:
         return clash
     incidence = Incidence.stacked([part.incidence for part in parts])
-    _, _, align = _common(parts)
+    kernel, _, windows = _common(parts)
     borders, sources = united([part.borders for part in parts])
+    starts = np.cumsum([0] + [part.out_channels for part in parts]).tolist()
 
     def rule(values: Sequence[Values]) -> Values:
         values = moved(values)
-        planes = []
-        for i, v in enumerate(values):
-            own = align(i, v.planes)
-            missing = incidence.width - own.shape[1]
-            if missing > 0:
-                own = torch.cat([own, own.new_zeros(own.shape[0], missing, *own.shape[2:])], 1)
-            planes.append(own)
+
+        def write(rows: slice, out: Tensor) -> None:
+            out.zero_()
+            begin, end, _ = rows.indices(incidence.outputs)
+            for i, v in enumerate(values):
+                low, high = max(begin, starts[i]), min(end, starts[i + 1])
+                if low < high:
+                    place = (slice(low - begin, high - begin), slice(v.shape[1]), *windows[i])
+                    v.write(slice(low - starts[i], high - starts[i]), out[place])
+
+        planes = row_wise((incidence.outputs, incidence.width, *kernel), home(values), write)
+        bias = torch.cat([v.bias for v in values])
         ones = []
         for border, users in zip(borders, sources):
-            rows = []
-            for i, v in enumerate(values):
-                row = v.planes.new_zeros(parts[i].out_channels, *border.kernel)
-                for k, j in users:
-                    if k == i:
-                        row = row + grown(v.ones[j], border, parts[i].borders[j])
-                rows.append(row)
-            ones.append(torch.cat(rows))
-        return Values(torch.cat(planes), torch.cat([v.bias for v in values]), tuple(ones))
+            one = bias.new_zeros(incidence.outputs, *border.kernel)
+            for i, j in users:
+                one[starts[i] : starts[i + 1]] += grown(values[i].ones[j], border, parts[i].borders[j])
+            ones.append(one)
+        return Values(planes, bias, tuple(ones))
 
     copies = [part.selection for part in parts if part.selection is not None and part.is_pointwise]
     selection = np.concatenate(copies) if len(copies) == len(parts) else None
@@ -133,7 +130,7 @@ def _side_by_side(
             zoom=parts[0].zoom,
             laps=any(part.laps for part in parts),
             selection=selection,
-            support=_support(parts, kernel, before),
+            support=_support(parts),
             constant_padding=any(part.constant_padding for part in parts),
         )
     )
@@ -211,26 +208,48 @@ def _multiple(parts: Sequence[AffineConv]) -> tuple[int, ...]:
 
 def _common(
     parts: Sequence[AffineConv],
-) -> tuple[tuple[int, ...], tuple[int, ...], Callable[[int, Tensor], Tensor]]:
-    """Kernel and before-padding that hold the taps of all parts, and how to grow part i into them."""
+) -> tuple[tuple[int, ...], tuple[int, ...], list[tuple[slice, ...]]]:
+    """Kernel and before-padding that hold the taps of all parts, and where those of each part stand in them."""
     axes = range(parts[0].axes)
     before = tuple(max(part.before[i] for part in parts) for i in axes)
     end = [max(part.kernel[i] - part.before[i] for part in parts) for i in axes]
     kernel = tuple(b + e for b, e in zip(before, end))
-
-    def align(index: int, planes: Tensor) -> Tensor:
-        part = parts[index]
-        lead = [b - p for b, p in zip(before, part.before)]
-        tail = [k - begin - own for k, begin, own in zip(kernel, lead, part.kernel)]
-        return shifted(planes, lead, tail)
-
-    return kernel, before, align
+    windows = [
+        tuple(slice(b - p, b - p + k) for b, p, k in zip(before, part.before, part.kernel)) for part in parts
+    ]  # fmt: skip
+    return kernel, before, windows
 
 
-def _support(parts: Sequence[AffineConv], kernel: Sequence[int], before: Sequence[int]) -> NDArray[np.bool_]:
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of some tensors."""
+    return reduce(torch.add, terms)
+
+
+_Spot = tuple[Tensor, Tensor]  # where reads of a part stand among those of the sum, (O, K); which of them are reads
+
+
+def _spot(own: Incidence, wider: Incidence, device: torch.device) -> _Spot | None:
+    """Where the reads of a part stand among those of the sum; None: where they are."""
+    if own.same(wider):
+        return None
+    places = torch.as_tensor(own.positions(wider), device=device)
+    return places, places >= 0
+
+
+def _accumulate(into: Tensor, own: Tensor, spot: _Spot | None, rows: slice) -> None:
+    """Add the planes of some outputs of one part."""
+    if spot is None:
+        into.add_(own)
+        return
+    places, valid = spot[0][rows], spot[1][rows]
+    output = torch.arange(len(places), device=places.device)[:, None].expand_as(places)
+    into.index_put_((output[valid], places[valid]), own[valid], accumulate=True)
+
+
+def _support(parts: Sequence[AffineConv]) -> NDArray[np.bool_]:
     """Taps that any part uses, in the common window."""
-    out = np.zeros(tuple(kernel), bool)
-    for part in parts:
-        place = tuple(slice(b - p, b - p + k) for b, p, k in zip(before, part.before, part.kernel))
-        out[place] |= part.support
+    kernel, _, windows = _common(parts)
+    out = np.zeros(kernel, bool)
+    for part, window in zip(parts, windows):
+        out[window] |= part.support
     return out

@@ -27,8 +27,10 @@ from torch import Tensor
 
 from repfx.affine import REMEMBERED, ZEROS, AffineConv, Border, by_structure, moved, times
 from repfx.decline import Decline, Reason
-from repfx.parallel import executable, grown, united
-from repfx.values import Values, composed, dilated
+from repfx.incidence import Incidence
+from repfx.kernels import composed
+from repfx.parallel import executable, grown, total, united
+from repfx.values import Values, dilated
 
 
 def compose(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:
@@ -51,15 +53,11 @@ def _composed(parts: Sequence[AffineConv]) -> AffineConv | Decline:
     bordered = [term for term in terms if not all(term.border.free)]
     borders, members = united([[term.border] for term in bordered])
     incidence = outer.incidence.after(inner.incidence)
-    scaling = outer.is_pointwise and outer.in_channels == outer.out_channels and outer.incidence.one_to_one
+    copying = inner.selection is not None and inner.is_pointwise
 
     def rule(values: Sequence[Values]) -> Values:
         v2, v1 = moved(values)
-        if scaling:
-            scale = v2.planes.reshape(-1, 1, *(1 for _ in inner.kernel))
-            planes = v1.mapped(lambda rows, part: rows * scale[part])
-        else:
-            planes = composed(v2.planes, outer.incidence, v1.planes, inner.incidence, incidence, inner.stride)
+        planes = composed(v2, outer.incidence, v1, inner.incidence, incidence, inner.stride, copying=copying)
         bias = v2.bias
         for term in terms:
             if all(term.border.free):
@@ -67,7 +65,7 @@ def _composed(parts: Sequence[AffineConv]) -> AffineConv | Decline:
         taps = [term.taps(v2, v1, outer, inner) for term in bordered]
         ones = []
         for border, users in zip(borders, members):
-            ones.append(torch.stack([grown(taps[i], border, bordered[i].border) for i, _ in users]).sum(0))
+            ones.append(total([grown(taps[i], border, bordered[i].border) for i, _ in users]))
         return Values(planes, bias, tuple(ones))
 
     copies = outer.is_pointwise and inner.is_pointwise
@@ -184,16 +182,11 @@ class _Term:
         """The constant's taps, (O, *border.kernel)."""
         if self.outer_index >= 0:
             return dilated(v2.ones[self.outer_index], self.spread, 1)
-        source = v1.bias if self.inner_index < 0 else v1.ones[self.inner_index]
-        kernel = v2.planes
-        for axis, done in enumerate(self.summed):
-            if done:
-                kernel = kernel.sum(2 + axis, keepdim=True)
-        incidence = outer.incidence
-        rows = incidence.sets if len(incidence.sets) == 1 else incidence.rows  # (O or 1, K)
-        read = source[torch.as_tensor(rows.clip(0), device=source.device)]
         if self.inner_index < 0:
-            read = read.reshape(*rows.shape, *(1 for _ in self.summed))
+            taps = v2.weighted(_read(v1.bias, outer.incidence))  # (O, *outer.kernel)
+            return dilated(_summed(taps, self.summed, 1), self.spread, 1)
+        kernel = _summed(v2.planes, self.summed, 2)
+        read = _read(v1.ones[self.inner_index], outer.incidence)
         out = kernel.new_zeros(len(kernel), *self.border.kernel)
         sizes = read.shape[2:]
         for tap in np.ndindex(*kernel.shape[2:]):
@@ -201,6 +194,22 @@ class _Term:
             place = tuple(slice(t * s, t * s + k) for t, s, k in zip(tap, self.spread, sizes))
             out[(slice(None), *place)] += (weight * read).sum(1)
         return out
+
+
+def _read(source: Tensor, reads: Incidence) -> Tensor:
+    """What each output reads of one value, or some, per channel: (O or 1, K, ...)."""
+    if reads.one_to_one:
+        return source[: reads.outputs, None]
+    if len(reads.sets) == 1 and reads.width == len(source):
+        return source[None]
+    rows = reads.sets if len(reads.sets) == 1 else reads.rows
+    return source[torch.as_tensor(rows.clip(0), device=source.device)]
+
+
+def _summed(kernel: Tensor, axes: Sequence[bool], lead: int) -> Tensor:
+    """The sum over some of the spatial axes, which stay with size one."""
+    done = [lead + axis for axis, wanted in enumerate(axes) if wanted and kernel.shape[lead + axis] > 1]
+    return kernel.sum(done, keepdim=True) if done else kernel
 
 
 def _constants(outer: AffineConv, inner: AffineConv) -> list[_Term]:

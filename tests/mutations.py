@@ -77,16 +77,16 @@ MUTANTS = (
     # --- repfx/values.py
     Mutant(
         "kernel-flipped",
-        "repfx/values.py",
+        "repfx/kernels.py",
         "outer[trailing(tap)]",
         "outer[trailing(n - 1 - t for t, n in zip(tap, k2))]",
     ),
-    Mutant("outer-taps-not-spread", "repfx/values.py", "slice(t, t + (k - 1) * s + 1, s)", "slice(t, t + k)"),
+    Mutant("outer-taps-not-spread", "repfx/kernels.py", "slice(t, t + (k - 1) * s + 1, s)", "slice(t, t + k)"),
     Mutant(
         "scale-not-multiplied",
-        "repfx/values.py",
-        "return _spread(gathered(inner, reads.firsts) * scale, out.width)",
-        "return _spread(gathered(inner, reads.firsts), out.width)",
+        "repfx/kernels.py",
+        "return _spread(_picked(inner.planes, reads) * scale, out.width)",
+        "return _spread(_picked(inner.planes, reads), out.width)",
     ),
     Mutant(
         "dilation-not-written-out",
@@ -122,8 +122,8 @@ MUTANTS = (
     Mutant(
         "inner-bias-seen-through-the-mean",
         "repfx/serial.py",
-        "kernel = kernel.sum(2 + axis, keepdim=True)",
-        "kernel = kernel.mean(2 + axis, keepdim=True)",
+        "kernel.sum(done, keepdim=True)",
+        "kernel.mean(done, keepdim=True)",
     ),
     Mutant(
         "inner-bias-is-a-plain-bias",
@@ -232,20 +232,20 @@ MUTANTS = (
     Mutant(
         "sum-sign",
         "repfx/parallel.py",
-        "own if planes is None else planes + own",
-        "own if planes is None else planes - own",
+        "        into.add_(own)",
+        "        into.sub_(own)",
     ),
     Mutant(
         "sum-forgets-biases",
         "repfx/parallel.py",
-        "v.bias if bias is None else bias + v.bias",
-        "v.bias if bias is None else bias",
+        "total([v.bias for v in values])",
+        "values[0].bias",
     ),
     Mutant(
         "branch-one-tap-off",
         "repfx/parallel.py",
-        "lead = [b - p for b, p in zip(before, part.before)]",
-        "lead = [0 for b, p in zip(before, part.before)]",
+        "tuple(slice(b - p, b - p + k) for b, p, k in zip(before, part.before, part.kernel)) for part in parts",
+        "tuple(slice(0, k) for b, p, k in zip(before, part.before, part.kernel)) for part in parts",
     ),
     Mutant("sizes-need-not-agree", "repfx/parallel.py", "if part.extent != first.extent:", "if False:"),
     Mutant("strides-need-not-agree", "repfx/parallel.py", "if part.stride != first.stride:", "if False:"),
@@ -320,15 +320,15 @@ MUTANTS = (
     # --- repfx/lifting
     Mutant(
         "norm-without-eps",
-        "repfx/lifting/norms.py",
+        "repfx/makers.py",
         "torch.rsqrt(variance().double() + eps)",
         "torch.rsqrt(variance().double())",
     ),
     Mutant(
         "norm-mean-sign",
-        "repfx/lifting/norms.py",
-        "moved = -mean().double() * scale()",
-        "moved = mean().double() * scale()",
+        "repfx/makers.py",
+        "shift = -mean().double() * scale",
+        "shift = mean().double() * scale",
     ),
     Mutant(
         "batch-statistics-folded",

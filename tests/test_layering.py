@@ -20,6 +20,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.decline",
         "repfx.incidence",
         "repfx.values",
+        "repfx.kernels",
         "repfx.affine",
         "repfx.makers",
         "repfx.parallel",

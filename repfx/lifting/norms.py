@@ -35,20 +35,9 @@ def _normalised(
     eps: float,
     context: Context,
 ) -> Op | None:
-    """scale = gamma / sqrt(var + eps), shift = beta - mean scale."""
+    """A batch norm of these statistics."""
     if not isinstance(source, fx.Node):
         return None
-    mean, variance = statistics
-    gamma, beta = affine
-
-    def scale() -> Tensor:
-        inverse = torch.rsqrt(variance().double() + eps)
-        return inverse if gamma is None else gamma().double() * inverse
-
-    def shift() -> Tensor:
-        moved = -mean().double() * scale()
-        return moved if beta is None else beta().double() + moved
-
     rank = context.shapes.rank(source)
     if axes is None and rank is not None:
         axes = max(rank - 2, 0)
@@ -60,7 +49,7 @@ def _normalised(
                 "normalises axis 1 of a value whose rank is not known",
                 remedy="pass example_inputs",
             )
-        return makers.pointwise(channels, wanted if axes is None else axes, scale, shift)
+        return makers.normalising(channels, wanted if axes is None else axes, statistics, affine, eps)
 
     return Affine(source, axes, build)
 
