@@ -158,10 +158,11 @@ class Repetition:
             records[node] = Record(
                 self._map(record.map), [places[s] for s in record.sources], Counter(record.kinds), list(record.rules)
             )
+        last = {now: old for old, now in self.effect.moved}  # what is behind the others, which are the same value
         for old, now in self.effect.moved:
             if now not in self.effect.made:
                 self._value(now)
-            elif check is not None:
+            elif check is not None and last[now] is old:
                 error = check(self._proposal(old, now, records))
                 for record in records.values():
                     known = [e for e in (record.error, error) if e is not None]

@@ -32,6 +32,8 @@ from repfx.state import copied
 
 FLOAT64_BOUND = 1e-10  # relative, after folds whose condition is at most 1e5
 _SIZES = ((1, 8, 16, 4), (1, 9, 7, 5), (2, 3, 2, 3), (2, 1, 1, 1))  # batch, then spatial sizes; the last if need be
+_SMALL_SIZES = ((1, 5, 3, 2), (1, 2, 4, 3), (2, 3, 2, 3), (2, 1, 1, 1))  # of the smallest of many resolutions
+_RESOLUTIONS = 8  # how much larger an input is than the output for the sizes to be small
 _DOUBLE = Target(torch.float64, requires_grad=False)
 
 
@@ -289,7 +291,8 @@ def _probes(
     strides = _strides(lifted, region, inputs)
     generator = torch.Generator().manual_seed(0)
     probes = []
-    for index, (batch, *sizes) in enumerate(_SIZES):
+    given_sizes = _SMALL_SIZES if len(inputs) > 1 and max(strides.values(), default=1) >= _RESOLUTIONS else _SIZES
+    for index, (batch, *sizes) in enumerate(given_sizes):
         probe = {}
         for node, fact in facts.items():
             assert fact is not None
