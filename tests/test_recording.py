@@ -119,11 +119,12 @@ def test_a_parameter_that_a_forward_replaces_is_read_where_it_stands_now() -> No
 
         def forward(self, x: Tensor) -> Tensor:
             x = x * self.weight + self.other
-            self.late = self.weight if False else nn.Parameter(torch.ones(3))
-            weight = self._parameters.pop("other")
+            moved = self._parameters.pop("other")
             self.inner = nn.Identity()
-            self.inner.register_parameter("weight", weight)
-            return x * self.late + self.inner.weight
+            self.inner.register_parameter("weight", moved)
+            x = x * self.inner.weight
+            self.late = nn.Parameter(torch.ones(3))
+            return x + self.late
 
     assert told(Ours().trace(Replaces())) == told(Plain().trace(Replaces()))
 
