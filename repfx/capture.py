@@ -120,6 +120,7 @@ def capture(
                 if tracer.refusal is not None:
                     raise tracer.refusal  # the model's own code caught it, and went on elsewhere
                 _check_none(tracer, model)
+                rebuilt = kept.rebuilt(shell, tracer.added)
                 stateful = remembering(shell, graph, partial(_traced_by, another), kept.changed(shell, before))
         except Exception as error:  # a model's own code may raise anything under symbolic values
             if example is not None and not sized:
@@ -140,10 +141,13 @@ def capture(
                 return Capture(model, None, list(islands.values()), excluded)
             whole.add(path)
             continue
-        if stateful:
-            fresh = [path for path in stateful if path not in whole] or [""]  # else written by code around it
+        if rebuilt or stateful:
+            why = "makes parts of it anew" if rebuilt else "reads attributes that an earlier forward wrote"
+            fresh = [path for path in rebuilt or stateful if path not in whole] or [
+                ""
+            ]  # else written by code around it
             for path in fresh:
-                islands[path] = Island(path, "its forward reads attributes that an earlier forward wrote")
+                islands[path] = Island(path, f"its forward {why}")
             if "" in fresh:
                 return Capture(model, None, list(islands.values()), excluded)
             whole.update(fresh)

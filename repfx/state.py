@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -111,6 +111,19 @@ class Kept:
         held = {path: before if path == "" else values for (path, _), values in zip(self.modules, self.before)}
         known = [(path, module) for path, module in shell.named_modules() if path in held]  # the rest are guards
         return [path for path, module in known if _differs(module, held[path])]
+
+    def rebuilt(self, shell: nn.Module, added: Collection[str]) -> list[str]:
+        """Paths of the modules that hold other modules than they held, but for what the trace has `added` to `shell`.
+
+        `shell` as for `changed`.
+        """
+        own = {name: child for name, child in shell._modules.items() if name not in added}
+        found = [] if _same(own, self.model._modules) else [""]
+        if self.touched():
+            held = {id(container): content for container, content in self._filled}
+            inner = [(path, module._modules) for path, module in self.modules if path]
+            found += [path for path, children in inner if not _same(children, held.get(id(children), {}))]
+        return found
 
 
 _CONTAINERS = {dict, OrderedDict, list, set}  # hooks are kept in ordered ones

@@ -50,6 +50,7 @@ class Tracer(SignatureTracer, StateTracer):
         self._given: dict[str, Any] = {}  # the example's arguments by placeholder
         self.broke_at = ""
         self.refusal: fx.proxy.TraceError | None = None  # the last one; the model's own code may have caught it
+        self.added: set[str] = set()  # names of the modules that the trace gave to the root
         self._broken = False
         self._leaves: dict[type, bool] = {}
 
@@ -76,18 +77,23 @@ class Tracer(SignatureTracer, StateTracer):
     def add_guard(self, path: str, module: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         """Call a new module of the root's here."""
         names = (path if i == 0 else f"{path}_{i}" for i in range(sys.maxsize))
-        name = next(n for n in names if not hasattr(self.root, n))
-        self.root.add_module(name, module)
+        name = self._add(names, module)
         node = self.create_proxy("call_module", name, args, kwargs).node
         node.meta["guard"] = True
         return node
+
+    def _add(self, names: Iterator[str], module: nn.Module) -> str:
+        """Give the root a module under the first name that is free."""
+        name = next(n for n in names if not hasattr(self.root, n))
+        self.root.add_module(name, module)
+        self.added.add(name)
+        return name
 
     def _adopt(self, m: nn.Module) -> None:
         """Give a module that no other module owns (it lies in a plain list or dictionary) a path on the root."""
         base = f"unregistered_{type(m).__name__}"
         names = (base if i == 0 else f"{base}_{i}" for i in range(sys.maxsize))
-        name = next(n for n in names if not hasattr(self.root, n))
-        self.root.add_module(name, m)
+        name = self._add(names, m)
         assert self.submodule_paths is not None
         for path, part in m.named_modules():
             self.submodule_paths.setdefault(part, f"{name}.{path}" if path else name)

@@ -184,6 +184,33 @@ class Stateful(Net):
         self.count, self.last = 1, None
 
 
+def another_part_next_time(s: Net, x: Tensor) -> Tensor:
+    y = s.r(s.n(s.a(x)))
+    s.r = nn.Sigmoid()
+    return y
+
+
+class MadeAnew(nn.Module):
+    """Puts another activation in the place of its own at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.act = nn.Sigmoid()
+        return self.act(x)
+
+
+class MadeLate(nn.Module):
+    """Makes its activation in the first forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "act"):
+            self.act = nn.Sigmoid()
+        return self.act(x)
+
+
 class Inner(nn.Module):
     """A stateful module inside a network that keeps no state."""
 
@@ -283,6 +310,9 @@ TRAPS = {
     "an attribute that counts": Trap(lambda: Stateful(counting_attribute, a=conv(4, 4))),
     "a remembered output": Trap(lambda: Stateful(remembered_output, a=conv(4, 4), b=conv(4, 4, 1))),
     "an inner attribute that counts": Trap(net(lambda s, x: s.n(s.i(s.a(x))), i=Inner)),
+    "another part for the next forward": Trap(net(another_part_next_time, r=nn.ReLU)),
+    "a part made anew": Trap(net(lambda s, x: s.n(s.b(s.i(s.n(s.a(x))))), i=MadeAnew)),
+    "a part made in the first forward": Trap(net(lambda s, x: s.b(s.i(s.n(s.a(x)))), i=MadeLate)),
     "noise of a fixed shape": Trap(net(lambda s, x: s.n(s.a(s.i(x))), i=Noise)),
     "noise of a fixed shape in the outermost forward": Trap(net(lambda s, x: s.n(Noise.forward(s, s.a(x))))),
     # dtypes
