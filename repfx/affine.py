@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from repfx.decline import Decline, Reason
 from repfx.incidence import Incidence, Ints
-from repfx.kernels import gathered, scattered
+from repfx.kernels import gathered, scattered, taken
 from repfx.values import Values, evaluate, multiplied, probing
 
 ZEROS = "zeros"
@@ -199,7 +199,7 @@ def take(map_: AffineConv, outputs: Ints) -> AffineConv:
     def rule(values: Sequence[Values]) -> Values:
         (v,) = values
         return Values(
-            gathered(v.planes, outputs)[:, : incidence.width],
+            taken(v.given, outputs, incidence.width),
             gathered(v.bias, outputs),
             tuple(gathered(one, outputs) for one in v.ones),
         )

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repfx.incidence import Incidence, Ints
-from repfx.values import Rows, Values, dilated, multiplied, spread_out, trailing, written
+from repfx.values import Part, Rows, Values, dilated, multiplied, spread_out, trailing, written
 
 _REMEMBERED = 4096  # results kept of each derivation from structure
 
@@ -39,6 +39,16 @@ def shifted(kernel: Tensor, before: Sequence[int], after: Sequence[int]) -> Tens
 def gathered(planes: Tensor, rows: Ints) -> Tensor:
     """Rows of a tensor by numpy index."""
     return planes[torch.as_tensor(rows, device=planes.device)]
+
+
+def taken(planes: Tensor | Rows, outputs: Ints, width: int) -> Tensor | Rows:
+    """The planes of these outputs, in this order, and the first ones of each."""
+    if isinstance(planes, Tensor) or planes.shape[1] != width:
+        return gathered(written(planes), outputs)[:, :width]
+    index = torch.as_tensor(outputs, device=planes.device)
+    return replace(
+        planes, shape=(len(outputs), *planes.shape[1:]), write=lambda part, out: planes.write(index[part], out)
+    )
 
 
 def scattered(planes: Tensor, places: Ints, width: int) -> Tensor:
@@ -143,7 +153,7 @@ def _reordered(planes: Tensor | Rows, order: Ints) -> Tensor | Rows:
     index = torch.as_tensor(order, device=planes.device)
     each = len(index) > 1
 
-    def write(part: slice, out: Tensor) -> None:
+    def write(part: Part, out: Tensor) -> None:
         out.copy_(_picked_reads(planes.read(part), index[part] if each else index))
 
     return replace(planes, write=write)

@@ -21,7 +21,7 @@ from repfx.affine import ZEROS, AffineConv, Border, by_structure, home, moved, t
 from repfx.decline import Decline, Reason
 from repfx.incidence import Incidence, Ints
 from repfx.kernels import shifted
-from repfx.values import Values, row_wise
+from repfx.values import Part, Values, row_wise
 
 
 @by_structure
@@ -46,7 +46,7 @@ def add(parts: Sequence[AffineConv]) -> AffineConv | Decline:
         alike = [i for i, v in enumerate(values) if spots[i] is None and v.shape[2:] == kernel]
         first = next(iter(sorted(alike, key=lambda i: isinstance(values[i].given, Tensor))), None)
 
-        def write(rows: slice, out: Tensor) -> None:
+        def write(rows: Part, out: Tensor) -> None:
             if first is None:
                 out.zero_()
             else:
@@ -79,14 +79,18 @@ def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
     def rule(values: Sequence[Values]) -> Values:
         values = moved(values)
 
-        def write(rows: slice, out: Tensor) -> None:
+        def write(rows: Part, out: Tensor) -> None:
             out.zero_()
-            begin, end, _ = rows.indices(incidence.outputs)
             for i, v in enumerate(values):
+                own = out[(slice(None), slice(v.shape[1]), *windows[i])]
+                if isinstance(rows, Tensor):
+                    here = ((rows >= starts[i]) & (rows < starts[i + 1])).nonzero()[:, 0]
+                    own[here] = v.rows(rows[here] - starts[i])
+                    continue
+                begin, end, _ = rows.indices(incidence.outputs)
                 low, high = max(begin, starts[i]), min(end, starts[i + 1])
                 if low < high:
-                    place = (slice(low - begin, high - begin), slice(v.shape[1]), *windows[i])
-                    v.write(slice(low - starts[i], high - starts[i]), out[place])
+                    v.write(slice(low - starts[i], high - starts[i]), own[low - begin : high - begin])
 
         planes = row_wise((incidence.outputs, incidence.width, *kernel), home(values), write)
         bias = torch.cat([v.bias for v in values])
@@ -225,25 +229,30 @@ def total(terms: Sequence[Tensor]) -> Tensor:
     return reduce(torch.add, terms)
 
 
-_Spot = tuple[Tensor, Tensor]  # where reads of a part stand among those of the sum, (O, K); which of them are reads
+_Spot = tuple[Tensor, Tensor | None]  # where reads of a part stand among those of the sum, (O, K); which are any
 
 
 def _spot(own: Incidence, wider: Incidence, device: torch.device) -> _Spot | None:
     """Where the reads of a part stand among those of the sum; None: where they are."""
     if own.same(wider):
         return None
-    places = torch.as_tensor(own.positions(wider), device=device)
-    return places, places >= 0
+    positions = own.positions(wider)
+    places = torch.as_tensor(positions, device=device)
+    return places, None if (positions >= 0).all() else places >= 0
 
 
-def _accumulate(into: Tensor, own: Tensor, spot: _Spot | None, rows: slice) -> None:
+def _accumulate(into: Tensor, own: Tensor, spot: _Spot | None, rows: Part) -> None:
     """Add the planes of some outputs of one part."""
     if spot is None:
         into.add_(own)
         return
-    places, valid = spot[0][rows], spot[1][rows]
-    output = torch.arange(len(places), device=places.device)[:, None].expand_as(places)
-    into.index_put_((output[valid], places[valid]), own[valid], accumulate=True)
+    places = spot[0][rows]
+    output = torch.arange(len(places), device=places.device)[:, None]
+    if spot[1] is None:
+        into.index_put_((output, places), own, accumulate=True)
+        return
+    valid = spot[1][rows]
+    into.index_put_((output.expand_as(places)[valid], places[valid]), own[valid], accumulate=True)
 
 
 def _support(parts: Sequence[AffineConv]) -> NDArray[np.bool_]:

@@ -43,6 +43,9 @@ _AT_ONCE = {"cpu": 1 << 16}  # numbers of large planes computed at a time: half 
 _ELSEWHERE = 1 << 22  # the same where a step costs more than the numbers in it
 
 
+Part = slice | Tensor  # some outputs: a range of them, or an index
+
+
 @dataclass(frozen=True)
 class Rows:
     """Planes (O, K, *kernel) that are computed some outputs at a time.
@@ -54,7 +57,7 @@ class Rows:
 
     shape: tuple[int, ...]  # with the zeros
     device: torch.device
-    write: Callable[[slice, Tensor], object]
+    write: Callable[[Part, Tensor], object]
     dilation: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -66,10 +69,9 @@ class Rows:
         """Kernel without the zeros."""
         return tuple((k - 1) // d + 1 for k, d in zip(self.shape[2:], self.dilation))
 
-    def read(self, part: slice) -> Tensor:
+    def read(self, part: Part) -> Tensor:
         """The planes of some outputs, without the zeros: a tensor that is the caller's to change."""
-        count = len(range(*part.indices(self.shape[0])))
-        out = torch.empty((count, self.shape[1], *self.taps), dtype=torch.float64, device=self.device)
+        out = self._room(len(part) if isinstance(part, Tensor) else len(range(*part.indices(self.shape[0]))))
         self.write(part, out)
         return out
 
@@ -112,12 +114,12 @@ class Values:
     def _known(self) -> Tensor | Rows:
         return self.__dict__.get("planes", self.given)
 
-    def rows(self, part: slice) -> Tensor:
+    def rows(self, part: Part) -> Tensor:
         """The planes of some outputs, to be read."""
         known = self._known
         return known[part] if isinstance(known, Tensor) else dilated(known.read(part), known.dilation, 2)
 
-    def write(self, part: slice, out: Tensor) -> None:
+    def write(self, part: Part, out: Tensor) -> None:
         """Compute the planes of some outputs into a tensor."""
         known = self._known
         if isinstance(known, Tensor):
@@ -180,7 +182,7 @@ def multiplied(planes: Tensor | Rows, factor: Tensor | float) -> Tensor | Rows:
         return planes * factor
     each = isinstance(factor, Tensor) and len(factor) == planes.shape[0]
 
-    def write(part: slice, out: Tensor) -> None:
+    def write(part: Part, out: Tensor) -> None:
         planes.write(part, out)
         out.mul_(factor[part] if each else factor)  # type: ignore[index]
 
@@ -201,7 +203,7 @@ def is_large(shape: Sequence[int]) -> bool:
     return prod(shape) > _LARGE
 
 
-def row_wise(shape: Sequence[int], device: torch.device, write: Callable[[slice, Tensor], object]) -> Tensor | Rows:
+def row_wise(shape: Sequence[int], device: torch.device, write: Callable[[Part, Tensor], object]) -> Tensor | Rows:
     """Planes as rows where they are large, written down where they are small."""
     rows = Rows(tuple(shape), device, write, (1,) * (len(shape) - 2))
     return rows if is_large(shape) else rows.read(slice(None))

@@ -260,7 +260,7 @@ MUTANTS = (
     Mutant(
         "slice-from-the-top",
         "repfx/affine.py",
-        "gathered(v.planes, outputs)[:, : incidence.width],",
+        "taken(v.given, outputs, incidence.width),",
         "v.planes[: len(outputs), : incidence.width],",
     ),
     Mutant(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from repfx import kernels, makers, values
-from repfx.affine import AffineConv, scaled
+from repfx.affine import AffineConv, scaled, take
 from repfx.decline import UserError
 from repfx.emission import Target, emit
 from repfx.incidence import Incidence
@@ -49,6 +49,10 @@ def chain(*steps: Twin) -> Twin:
     for step in steps[1:]:
         map_ = exact(compose(step.map, map_))
     return Twin(map_, chained(*steps))
+
+
+def taken(whole: Twin, outputs: tuple[int, ...]) -> Twin:
+    return Twin(take(whole.map, np.array(outputs)), lambda x: whole.run(x)[:, list(outputs)])
 
 
 def repvgg(channels: int, groups: int) -> Twin:
@@ -116,6 +120,13 @@ CASES: dict[str, Callable[[], Twin]] = {
     "concatenation": lambda: joined(
         twins.conv(4, 2, (1, 1)), twins.conv(4, 4, (3, 3), before=1, groups=4), twins.conv(4, 4, (1, 3), before=(0, 1))
     ),
+    "some outputs": lambda: taken(twins.conv(4, 6, (2, 3), dilation=(2, 1), groups=2), (4, 0, 4, 5)),
+    "outputs that read less": lambda: taken(
+        joined(twins.conv(4, 2, (1, 2)), twins.conv(4, 4, (1, 2), groups=4)), (4, 2)
+    ),
+    "outputs of a sum": lambda: taken(repvgg(4, 2), (3, 0, 1, 3)),
+    "outputs of a concatenation": lambda: taken(mixer(2), (5, 2, 0, 4, 2, 1)),
+    "outputs of outputs": lambda: taken(taken(repvgg(4, 1), (3, 0, 1)), (2, 0)),
     "repvgg": lambda: repvgg(4, 1),
     "repvgg, groups": lambda: repvgg(4, 2),
     "mixer": lambda: mixer(2),
