@@ -39,7 +39,7 @@ def probing() -> Iterator[None]:
 
 
 _LARGE = 1 << 16  # planes of more numbers than this are not written down before they are needed
-_AT_ONCE = {"cpu": 1 << 16}  # numbers of large planes computed at a time: half a megabyte, which stays in the cache
+_AT_ONCE = {"cpu": 1 << 17}  # numbers of large planes computed at a time: a megabyte, which stays in the cache
 _ELSEWHERE = 1 << 22  # the same where a step costs more than the numbers in it
 
 
