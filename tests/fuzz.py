@@ -28,7 +28,10 @@ from tests.generators import random_block, random_network
 
 
 def cases(seed: int) -> Iterator[Case]:
-    """An endless stream of cases; two in three are whole networks, the rest single blocks."""
+    """An endless stream of cases; two in three are whole networks, the rest single blocks.
+
+    A third repeat some of their steps: blocks of one structure, each with its own weights.
+    """
     rng = random.Random(seed)
     while True:
         draw = rng.randrange(2**31)
@@ -36,6 +39,9 @@ def cases(seed: int) -> Iterator[Case]:
             network = random_network(draw, most=8)
         else:
             network = specs.Network(rng.choice((8, 4, 6, 3, 12)), (random_block(draw, depth=2),))
+        if rng.random() < 0.35:
+            steps = network.steps[: rng.randint(1, 4)] * rng.randint(2, 4)
+            network = replace(network, steps=(*steps, *network.steps[4:6]))
         example = rng.choice((None, None, (9, 8), (16, 16)))
         yield Case(network, rng.randrange(1000), rng.choice(OBJECTIVES), example, verify=rng.random() < 0.1)
 
