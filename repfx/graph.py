@@ -1,6 +1,6 @@
 """The lifted graph: an fx graph, what each node computes, and who reads whom.
 
-Reading is free for everyone; only `repfx.rewriting` changes it.
+Reading is free for everyone; only the engine changes it (`repfx.rewriting` and what it uses).
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ import itertools
 
 from torch import fx
 
+from repfx.building import PENDING
 from repfx.dead import has_effect
 from repfx.graph import LiftedGraph, Record, common_path
-from repfx.rewriting import PENDING
 
 
 def live(lifted: LiftedGraph) -> set[fx.Node]:

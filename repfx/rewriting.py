@@ -1,41 +1,36 @@
-"""The one place that changes a graph: the gate every proposal passes, and its commitment.
+"""The engine: passes are asked, and what they propose is taken through one gate before the graph changes.
 
 Gate: nothing inside is used outside -> the objective's cost strictly falls -> the region agrees with
-its replacement on hostile inputs -> commit.  New values are nodes without a module yet; the module is
-written at the end (`repfx.compiler`), from the float64 map kept in `LiftedGraph.records`.
+its replacement on hostile inputs -> commit (`repfx.building` makes the nodes).
 
 Every pass is asked about every value once.  A refusal is remembered together with the nodes that were
 looked at for it, and stands until one of them changes; so the work is proportional to what changes.
+Alike blocks are asked about once (`repfx.alike`, `repfx.repeating`).
 """
 
 from __future__ import annotations
 
-import operator
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import torch
 from torch import fx
 
-from repfx.affine import AffineConv
 from repfx.alike import Layout, alike
-from repfx.attending import attended
+from repfx.building import Builder
 from repfx.cost import cost_of_nodes
 from repfx.dead import has_effect
 from repfx.decline import Decline, Reason
 from repfx.expressions import cost_of_exprs, maps_of, values_of
-from repfx.graph import Call, LiftedGraph, Record, common_path
+from repfx.graph import LiftedGraph
 from repfx.objective import Objective
-from repfx.ops import Affine, Concat, Constant, Input, Normalised, Op, Opaque, Resampling, Sum
-from repfx.protocol import Add, Apply, Attend, Cat, Expr, Pass, Plain, Proposal, Ref, Shared, Then, Through
+from repfx.ops import Constant, Input, Op, Resampling
+from repfx.protocol import Expr, Pass, Proposal, Ref
 from repfx.regions import used_outside
 from repfx.repeating import Repetition, UnlikeError, effect_on
 from repfx.verification import verify_proposal
 
 _Question = tuple[int, fx.Node]  # a pass, by its place among the passes, and a value
-PENDING = "repfx_pending"  # target of nodes whose module is not written yet
 
 
 @dataclass
@@ -48,14 +43,12 @@ class Engine:
     verify: bool = True
     progress: Callable[[str, float], None] | None = None
     verify_seconds: float = 0.0
-    _shared: dict[int, fx.Node] = field(default_factory=dict)  # what one commitment builds once and reads again
     _open: list[set[fx.Node]] = field(default_factory=list)  # values that each pass has yet to be asked about
     _about: list[frozenset[type[Op]]] = field(default_factory=list)  # which operations each pass is asked about
     _settled: dict[_Question, list[Decline]] = field(default_factory=dict)  # what was refused about each
     _rests_on: dict[fx.Node, set[_Question]] = field(default_factory=dict)  # whose answers rest on a node
     _home: dict[fx.Node, int] = field(default_factory=dict)  # the stretch in which alone rewriting goes on
     _anchors: dict[fx.Node, fx.Node] = field(default_factory=dict)  # before which node of its stretch a new one stands
-    _sink: fx.Node | None = None  # what is being replaced
 
     def run(self, passes: Sequence[Pass], limit: int = 1000) -> None:
         """Sweep the passes until a whole sweep changes nothing.
@@ -211,12 +204,11 @@ class Engine:
     def _commit(self, proposal: Proposal, error: float | None) -> None:
         lifted = self.lifted
         share = _shares(lifted, proposal)
-        self._shared.clear()
         changed = _touched(lifted, proposal)
+        builder = Builder(lifted, proposal, error, self._welcome)
         for node, expr in proposal.replacements:
-            self._sink = node
             with lifted.graph.inserting_before(node):
-                new = self._build(expr, node, proposal, share.get(node, []), error)
+                new = builder.build(expr, node, share.get(node, []))
             known = lifted.context.shapes.of(node)
             if new not in lifted.context.shapes._known or lifted.context.shapes.of(new) is None:
                 lifted.context.shapes.set(new, known)
@@ -225,145 +217,17 @@ class Engine:
         changed |= erase_unused(lifted, proposal.interior)
         self._reopen(changed)
 
-    def _build(
-        self, expr: Expr, sink: fx.Node, proposal: Proposal, absorbed: Sequence[fx.Node], error: float | None
-    ) -> fx.Node:
-        lifted = self.lifted
-        match expr:
-            case Ref(node=node):
-                return lifted.current(node)
-            case Apply(map=map_, value=given):
-                value = lifted.current(given)  # an earlier replacement of this proposal may stand for it
-                new = lifted.graph.call_module(PENDING, (value,))
-                new.meta["nn_module_stack"] = sink.meta.get("nn_module_stack", {})
-                self._define(new, Affine(value, map_.axes, lambda axes, channels: map_))
-                lifted.records[new] = _record(lifted, map_, proposal, absorbed, error)
-                shape = (None, map_.out_channels, *(None,) * map_.axes) if map_.axes else self._tokens(value, map_)
-                lifted.context.shapes.set(new, shape)
-                return new
-            case Shared(map=map_, value=value, part=part):
-                if id(map_) not in self._shared:
-                    merged = [n for n in proposal.interior if isinstance(lifted.op(n), Affine | Sum)]
-                    self._shared[id(map_)] = self._build(Apply(map_, value), sink, proposal, merged, error)
-                new = self._build(Apply(part, self._shared[id(map_)]), sink, proposal, (), error)
-                lifted.records[new].sources = [lifted.place(sink)]
-                return new
-            case Add(values=values):
-                nodes = self._build_all(values, sink, proposal, absorbed, error)
-                total = nodes[0]
-                for node in nodes[1:]:
-                    left = total
-                    total = lifted.graph.call_function(operator.add, (left, node))
-                    total.meta.update(nn_module_stack=sink.meta.get("nn_module_stack", {}), made_by=proposal.rule)
-                    self._define(total, Sum(((left, 1.0), (node, 1.0))))
-                    lifted.context.shapes.set(total, lifted.context.shapes.of(sink))
-                return total
-            case Cat(values=values, dim=dim):
-                nodes = self._build_all(values, sink, proposal, absorbed, error)
-                new = lifted.graph.call_function(torch.cat, (nodes, dim))
-                new.meta.update(nn_module_stack=sink.meta.get("nn_module_stack", {}), made_by=proposal.rule)
-                rank = lifted.context.shapes.rank(sink)
-                self._define(new, Concat(tuple(nodes), first=dim == 1, last=dim == -1 or rank == dim + 1))
-                return new
-            case Then(map=map_, value=given):
-                value = self._build(given, sink, proposal, (), error)
-                return self._build(Apply(map_, value), sink, proposal, absorbed, error)
-            case Through(node=node, value=given):
-                if id(expr) not in self._shared:
-                    value = self._build(given, sink, proposal, absorbed, error)
-                    self._shared[id(expr)] = self._resampled(node, value)
-                return self._shared[id(expr)]
-            case Plain(node=node):
-                if id(expr) not in self._shared:
-                    self._shared[id(expr)] = self._normalised(node)
-                return self._shared[id(expr)]
-            case Attend(values=values, bias=bias, heads=heads):
-                nodes = self._build_all(values, sink, proposal, absorbed, error)
-                shapes = lifted.context.constants.shape
-                masks = [(b, tuple(shapes(b) or ()), shape) for b, shape in bias]
-                made = attended(lifted.graph, expr, nodes, masks)
-                for new in made:
-                    new.meta.update(nn_module_stack=sink.meta.get("nn_module_stack", {}), made_by=proposal.rule)
-                    self._define(new, Opaque())
-                lifted.calls[new] = _call(lifted, proposal, sink, heads, error)
-                return new
-
-    def _resampled(self, node: fx.Node, value: fx.Node) -> fx.Node:
-        """The operation of `node` again, on another value."""
-        lifted = self.lifted
-        op = lifted.op(node)
-        assert isinstance(op, Resampling)
-        new = lifted.graph.node_copy(node, lambda n: value if n is op.source else n)
-        new.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "made_by")}
-        self._define(new, replace(op, source=value))
-        known, given = lifted.context.shapes.of(node), lifted.context.shapes.of(value)
-        if known is not None:
-            sizes = list(known)
-            for before in range(4):  # the channels are axis 1 where there are spatial axes, else the last
-                after = op.view(before)
-                if after is not None:
-                    sizes[1 if after else -1] = None if given is None else given[1 if before else -1]
-            known = tuple(sizes)
-        lifted.context.shapes.set(new, known)
-        return new
-
-    def _normalised(self, node: fx.Node) -> fx.Node:
-        """A normalisation without its own scale and shift, as a function: the module may be called elsewhere too."""
-        lifted = self.lifted
-        op = lifted.op(node)
-        assert isinstance(op, Normalised)
-        function, arguments = op.plain
-        new = lifted.graph.call_function(function, (op.source, *arguments))  # type: ignore[arg-type]
-        new.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
-        self._define(new, Opaque())
-        lifted.context.shapes.set(new, lifted.context.shapes.of(node))
-        return new
-
-    def _define(self, node: fx.Node, op: Op) -> None:
+    def _welcome(self, node: fx.Node, op: Op, sink: fx.Node) -> None:
         """A new node of the graph, which every pass will be asked about."""
-        self.lifted.define(node, op)
         self._introduce(node, op)
-        if self._sink in self._home:
-            self._home[node] = self._home[self._sink]
-            self._anchors[node] = self._anchors.get(self._sink, self._sink)
+        if sink in self._home:
+            self._home[node] = self._home[sink]
+            self._anchors[node] = self._anchors.get(sink, sink)
 
     def _introduce(self, node: fx.Node, op: Op) -> None:
         for values, about in zip(self._open, self._about):
             if type(op) in about:
                 values.add(node)
-
-    def _tokens(self, value: fx.Node, map_: AffineConv) -> tuple[int | None, ...] | None:
-        """Partial shape of a map of the last axis."""
-        given = self.lifted.context.shapes.of(value)
-        return None if given is None else (*given[:-1], map_.out_channels)
-
-    def _build_all(
-        self,
-        values: Sequence[Expr],
-        sink: fx.Node,
-        proposal: Proposal,
-        absorbed: Sequence[fx.Node],
-        error: float | None,
-    ) -> list[fx.Node]:
-        """Nodes of several expressions; what was absorbed is credited to the first map among them."""
-        own = [set(v.absorbs) if isinstance(v, Apply) else set() for v in values]
-        first = next((i for i, v in enumerate(values) if isinstance(v, Apply)), 0)
-        own[first] |= set(absorbed) - set().union(*own)
-        return [self._build(v, sink, proposal, _in_order(self.lifted, o), error) for v, o in zip(values, own)]
-
-
-def _call(lifted: LiftedGraph, proposal: Proposal, sink: fx.Node, heads: int, error: float | None) -> Call:
-    """The history of an attention that is one call now."""
-    inside = sorted(n for n in proposal.interior if lifted.alive(n) and isinstance(lifted.op(n), Opaque | Concat))
-    kinds = Counter(lifted.kind(node) for node in inside)
-    text = f"scaled_dot_product_attention{f' of {heads} heads' if heads else ''}"
-    sources = tuple(lifted.place(node) for node in inside)
-    return Call(text, proposal.rule, common_path(list(sources)), kinds, sources, proposal.note, error)
-
-
-def _in_order(lifted: LiftedGraph, nodes: set[fx.Node]) -> list[fx.Node]:
-    """The nodes in order of execution."""
-    return sorted(n for n in nodes if lifted.alive(n))
 
 
 def _moves_past_an_overwriter(value: fx.Node, interior: Sequence[fx.Node], expr: Expr) -> bool:
@@ -420,29 +284,3 @@ def _shares(lifted: LiftedGraph, proposal: Proposal) -> dict[fx.Node, list[fx.No
             work.extend((op.source,) if isinstance(op, Resampling) else lifted.sources(node))
         shares[sink] = own
     return shares
-
-
-def _record(
-    lifted: LiftedGraph, map_: AffineConv, proposal: Proposal, absorbed: Sequence[fx.Node], error: float | None
-) -> Record:
-    record = Record(map_, note=proposal.note, error=error)
-    for node in sorted(absorbed):
-        old = lifted.records.get(node)
-        if node.meta.get("made_by"):
-            continue  # no operation of the user's: an earlier rewrite put it there
-        if isinstance(lifted.op(node), Resampling):
-            continue  # it stays, on another value
-        if old is None:
-            record.kinds[lifted.kind(node)] += 1
-            if not isinstance(lifted.op(node), Normalised):  # what normalises keeps its place
-                record.sources.append(lifted.place(node))
-            continue
-        record.kinds.update(old.kinds)
-        record.sources += old.sources
-        record.rules += [rule for rule in old.rules if rule not in record.rules]
-        record.note = record.note or old.note
-        known = [e for e in (record.error, old.error) if e is not None]
-        record.error = max(known) if known else None
-    if proposal.rule not in record.rules:
-        record.rules.append(proposal.rule)
-    return record

@@ -383,7 +383,7 @@ MUTANTS = (
     ),
     Mutant(
         "resampled-value-is-the-old-one",
-        "repfx/rewriting.py",
+        "repfx/building.py",
         "lambda n: value if n is op.source else n",
         "lambda n: n",
     ),
@@ -399,7 +399,7 @@ MUTANTS = (
         "return not self.pinned or map_.in_channels == map_.out_channels",
         "return True",
     ),
-    Mutant("norm-keeps-its-scale-too", "repfx/rewriting.py", "function, arguments = op.plain", "return node"),
+    Mutant("norm-keeps-its-scale-too", "repfx/building.py", "function, arguments = op.plain", "return node"),
     # --- repfx/regions.py, repfx/rewriting.py, repfx/constants.py
     Mutant(
         "factors-of-a-sum-ignored",

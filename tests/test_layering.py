@@ -65,6 +65,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.equivalence",
         "repfx.expressions",
         "repfx.repeating",
+        "repfx.building",
         "repfx.rewriting",
         "repfx.naming",
         "repfx.assembly",
