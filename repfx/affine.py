@@ -92,6 +92,9 @@ class AffineConv:
             object.__setattr__(self, "support", np.ones(self.kernel, bool))
         if not all(len(t) == axes for t in (self.before, self.stride, self.extent, self.multiple, self.zoom)):
             raise AssertionError("one entry per spatial axis")
+        if self.padding_mode != ZEROS and not any(self.pads(axis) for axis in range(axes)):
+            object.__setattr__(self, "padding_mode", ZEROS)  # what is not padded is padded in no particular way
+            object.__setattr__(self, "laps", False)
 
     @property
     def axes(self) -> int:

@@ -90,14 +90,14 @@ class Engine:
 
     def _checked(self, proposal: Proposal) -> float | None:
         """The error of a repetition on the probes; raises `UnlikeError` where it is no rounding error."""
-        checked = self._verified(proposal)
+        checked = self._verified(proposal, once=True)
         if isinstance(checked, Decline):
             raise UnlikeError
         return checked
 
-    def _verified(self, proposal: Proposal) -> float | Decline | None:
+    def _verified(self, proposal: Proposal, *, once: bool = False) -> float | Decline | None:
         started = time.perf_counter()
-        checked = verify_proposal(self.lifted, proposal)
+        checked = verify_proposal(self.lifted, proposal, once=once)
         self.verify_seconds += time.perf_counter() - started
         return checked.at(self.lifted.place(proposal.replacements[-1][0])) if isinstance(checked, Decline) else checked
 

@@ -67,6 +67,26 @@ FINDS = {
     "written border behind an unshuffle": Case(
         Network(steps=(Shared(), Resize(spelling="unshuffle"), Pad(spelling="assign"))), 796, "macs", sizes=((8, 8),)
     ),
+    # a circular pad that is cropped away again made a sum with a zero-padded branch circular
+    "circular pad cropped away, beside a zero-padded branch": Case(
+        Network(
+            steps=(
+                Parallel(
+                    branches=(
+                        Conv(kernel=(1, 2), after=(0, 1)),
+                        Serial(
+                            parts=(
+                                Conv(before=(1, 1), after=(1, 1), mode="circular"),
+                                Conv(before=(-1, -1), after=(-1, -1)),
+                            )
+                        ),
+                    )
+                ),
+            )
+        ),
+        409,
+        sizes=((9, 12),),
+    ),
 }
 
 
