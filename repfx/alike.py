@@ -137,6 +137,10 @@ def _facts(lifted: LiftedGraph, node: fx.Node) -> Hashable:
     if not _MARKS.isdisjoint(node.meta):
         return object()
     context = lifted.context
+    if context.constants.is_constant(node):
+        meta = context.constants.meta(node)
+        if meta is None or not meta.is_floating_point():
+            return object()  # an index: its numbers may decide
     further = () if context.sure is None else (context.sure.of(node), context.structure.of(node))
     return context.shapes.of(node), context.constants.is_constant(node), further
 

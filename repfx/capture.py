@@ -31,7 +31,7 @@ from repfx.report import Island
 from repfx.sizes import read_sizes_early
 from repfx.spelling import spell_out
 from repfx.state import Kept, counts, remembering
-from repfx.tracing import SizedTracer, Tracer
+from repfx.tracing import COMPUTING, SizedTracer, Tracer, has_own_call
 from repfx.walking import modules_of
 
 Exclusion = Sequence[str | type]
@@ -100,9 +100,12 @@ def capture(
         islands[path] = Island(path, "it has forward hooks, which see its own call")
         whole.add(path)
     for path, module in modules:
-        if path and "forward" in module.__dict__ and type(module).__module__.startswith("torch.nn"):
+        if path and type(module).__module__.startswith("torch.nn") and not module.__dict__.keys().isdisjoint(COMPUTING):
             islands[path] = Island(path, "its forward was replaced on the object, so it is not what its class says")
             whole.add(path)
+    if has_own_call(model):
+        islands[""] = Island("", "its class does more in a call than its forward")
+        return Capture(model, None, list(islands.values()), excluded)
     if "" in whole:
         return Capture(model, None, list(islands.values()), excluded)
     sized = False

@@ -36,6 +36,7 @@ from repfx.report import Equivalence, Merge, OpCounts, Report
 from repfx.rewriting import Engine
 from repfx.shapes import Shapes
 from repfx.state import copied, held
+from repfx.tracing import has_own_call
 
 Progress = Callable[[str, float], None]
 
@@ -271,7 +272,7 @@ def _propagated(captured: Capture, model: nn.Module, example: Example | None) ->
     module = fx.GraphModule(captured.root, captured.graph)
     given = {n: values[str(n.target).lstrip("*")] for n in module.graph.nodes if n.op == "placeholder"}
     shapes = {node.name: tuple(value.shape) for node, value in given.items() if isinstance(value, Tensor)}
-    with torch.no_grad(), held(captured.root):
+    with torch.no_grad(), held(captured.root), unchanged(captured.root):
         ShapeProp(module).run(initial_env=given)
     for node in module.graph.nodes:
         meta = node.meta.pop("tensor_meta", None)
@@ -304,7 +305,7 @@ def _compile_island(model: nn.Module, captured: Capture, plan: _Plan, path: str)
     for name, passed in called_children(model):
         child = model.get_submodule(name)
         inner = replace(plan, exclude=(*types, *_below(captured.excluded, name)))
-        if _has_own_hooks(child) or not any(True for _ in child.children()) or name in captured.excluded:
+        if _does_more(child) or not any(True for _ in child.children()) or name in captured.excluded:
             continue
         compiled, part = _compile(child, None, inner, passed)
         where = f"{path}.{name}" if path else name
@@ -318,8 +319,9 @@ def _compile_island(model: nn.Module, captured: Capture, plan: _Plan, path: str)
     return result, outcome
 
 
-def _has_own_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _does_more(module: nn.Module) -> bool:
+    """Whether a call of a module is more than its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or has_own_call(module)
 
 
 def _report(model: nn.Module, fused: nn.Module, outcome: _Outcome, plan: _Plan, seconds: float) -> Report:

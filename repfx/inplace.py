@@ -268,11 +268,25 @@ def _is_view(node: fx.Node, root: nn.Module) -> bool:
 
 def is_size(node: fx.Node) -> bool:
     """Whether a value is a number read from a shape, or computed from such numbers."""
+    work, seen = [node], {node}
+    while work:
+        step = work.pop()
+        own = _is_measured(step)
+        if own is False:
+            return False
+        if own is None:
+            fresh = [given for given in step.all_input_nodes if given not in seen]
+            seen.update(fresh)
+            work += fresh
+    return True
+
+
+def _is_measured(node: fx.Node) -> bool | None:
+    """Whether a node reads a number from a shape; None where that is so if it is of all that it is computed from."""
     if node.op == "call_method":
         return str(node.target) in ("size", "dim", "numel", "ndimension", "__len__")
     if node.op != "call_function":
         return False
     if node.target is getattr:
         return node.args[1] in ("shape", "ndim")
-    inputs = node.all_input_nodes
-    return bool(inputs) and getattr(node.target, "__module__", "") == "_operator" and all(map(is_size, inputs))
+    return None if node.all_input_nodes and getattr(node.target, "__module__", "") == "_operator" else False

@@ -16,6 +16,7 @@ from torch import fx
 
 from repfx.affine import AffineConv
 from repfx.alike import Family, Layout
+from repfx.decline import Decline
 from repfx.graph import LiftedGraph, Record
 from repfx.lifting.context import place_of
 from repfx.ops import Affine, Concat, Op, Sum
@@ -26,6 +27,16 @@ Check = Callable[[Proposal], float | None]
 
 class UnlikeError(Exception):
     """A stretch is not what the first one was, or holds what cannot be made again."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """A map that the operation of a node of the first stretch is, or why it is none."""
+
+    node: fx.Node
+    axes: int
+    channels: int | None
+    map: AffineConv | Decline
 
 
 @dataclass
@@ -40,7 +51,7 @@ class Effect:
     moved: list[tuple[fx.Node, fx.Node]]  # nodes of the stretch, and what stands for their values now
     dead: list[fx.Node]
     given: dict[fx.Node, fx.Node]  # what stands for a value from outside, and that value
-    origins: dict[int, tuple[fx.Node, int, int | None]]  # of which node's operation a map is
+    origins: dict[int, _Origin]  # of which node's operation a map is
 
 
 def effect_on(
@@ -62,7 +73,7 @@ def effect_on(
         value = layout.nodes[family.starts[0] + offset]
         if given.setdefault(lifted.current(value), value) is not value:
             return None  # one value now, where others may be given two
-    origins = {id(m): (node, *asked) for node in stretch for asked, m in lifted.maps_built(node)}
+    origins = {id(m): _Origin(node, *asked, m) for node in stretch for asked, m in lifted.maps_built(node)}
     return Effect(lifted, layout, family, left, anchors, moved, dead, given, origins)
 
 
@@ -122,20 +133,45 @@ class Repetition:
 
     def _map(self, map_: AffineConv) -> AffineConv:
         """The map that is derived from the other stretch's operations as `map_` is from the first one's."""
-        if id(map_) in self._maps:
-            return self._maps[id(map_)]
-        if id(map_) in self.effect.origins:
-            node, axes, channels = self.effect.origins[id(map_)]
-            other = self._other(node)
-            op = self._lifted.op(other) if self._lifted.alive(other) else None
-            made = self._lifted.built(other, op, axes, channels) if isinstance(op, Affine) else None
-            if not isinstance(made, AffineConv) or made.structure != map_.structure:
-                raise UnlikeError
-        elif map_.own:
-            raise UnlikeError  # numbers of which nothing tells whose they are
+        work = [map_]
+        while work:
+            top = work[-1]
+            if id(top) in self._maps:
+                work.pop()
+                continue
+            origin = self.effect.origins.get(id(top))
+            if origin is not None:
+                self._maps[id(top)] = self._derived(origin)
+                continue
+            if top.own:
+                raise UnlikeError  # numbers of which nothing tells whose they are
+            missing = [given for given in top.inputs if id(given) not in self._maps]
+            if missing:
+                work += missing
+                continue
+            self._maps[id(top)] = top.fed([self._maps[id(given)] for given in top.inputs]) if top.inputs else top
+        return self._maps[id(map_)]
+
+    def _derived(self, origin: _Origin) -> AffineConv:
+        """The map of the other stretch's operation; of the same structure."""
+        made = self._built(origin)
+        if not isinstance(made, AffineConv):
+            raise UnlikeError
+        return made
+
+    def _built(self, origin: _Origin) -> AffineConv | Decline:
+        """What the other stretch's operation is where the first one's is `origin`: alike, or `UnlikeError`."""
+        other = self._other(origin.node)
+        op = self._lifted.op(other) if self._lifted.alive(other) else None
+        if not isinstance(op, Affine):
+            raise UnlikeError
+        made = self._lifted.built(other, op, origin.axes, origin.channels)
+        if isinstance(made, AffineConv) and isinstance(origin.map, AffineConv):
+            same = made.structure == origin.map.structure
         else:
-            made = map_.fed([self._map(given) for given in map_.inputs]) if map_.inputs else map_
-        self._maps[id(map_)] = made
+            same = type(made) is type(origin.map)
+        if not same:
+            raise UnlikeError
         return made
 
     def _records(self, check: Check | None) -> dict[fx.Node, Record]:
@@ -145,6 +181,8 @@ class Repetition:
             own, other = place_of(node), place_of(self._other(node))
             if places.setdefault(own, other) != other:
                 raise UnlikeError
+        for origin in self.effect.origins.values():
+            self._built(origin)  # also where nothing of it is left: what was decided rested on it
         records = {}
         for node in self.effect.made:
             for given in self._lifted.sources(node):
@@ -194,7 +232,7 @@ class Repetition:
         """What a new node of the first stretch computes, over the original values of the other one."""
         former = next((old for old, moved in self.effect.moved if moved is now), None)
         if not first and (former is not None or now not in self.effect.made):
-            value = self._other(former) if former is not None else self._value(now)
+            value = self._other(former) if former is not None else self._lifted.current(self._value(now))
             leaves.add(value)
             return Ref(value)
         match self._lifted.op(now):

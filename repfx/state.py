@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repfx.recording import RecordingTracer
+from repfx.walking import tensors_of
 
 
 class OutsideError(Exception):
@@ -74,9 +75,10 @@ class Kept:
         self.model = model
         self.modules = modules
         self.before = [module.__dict__.copy() for _, module in modules]
-        held = [v for values in self.before for v in values.values() if type(v) in _CONTAINERS]
+        held = _inside(v for values in self.before for v in values.values() if type(v) in _CONTAINERS)
         self._empty = [container for container in held if not container]
         self._filled = [(container, _copied(container)) for container in held if container]
+        self._flags = [(t, t.requires_grad) for t in tensors_of(modules) if t.is_leaf]
 
     def touched(self) -> bool:
         """Whether anything may be different now.  Looks at identities only, so it is quick and asks no value."""
@@ -88,6 +90,9 @@ class Kept:
 
     def restore(self) -> list[nn.Module]:
         """Put everything back.  Returns the modules whose numbers were other ones."""
+        for tensor, flag in self._flags:
+            if tensor.requires_grad is not flag:
+                tensor.requires_grad_(flag)
         if not self.touched():
             return []
         for container, content in [*((empty, type(empty)()) for empty in self._empty if empty), *self._filled]:
@@ -110,7 +115,9 @@ class Kept:
             return []
         held = {path: before if path == "" else values for (path, _), values in zip(self.modules, self.before)}
         known = [(path, module) for path, module in shell.named_modules() if path in held]  # the rest are guards
-        return [path for path, module in known if _differs(module, held[path])]
+        written = {id(container) for container in self._empty if container}
+        written.update(id(container) for container, content in self._filled if not _identical(container, content))
+        return [path for path, module in known if _differs(module, held[path]) or _holds(held[path], written)]
 
     def rebuilt(self, shell: nn.Module, added: Collection[str]) -> list[str]:
         """Paths of the modules that hold other modules than they held, but for what the trace has `added` to `shell`.
@@ -126,11 +133,34 @@ class Kept:
         return found
 
 
-_CONTAINERS = {dict, OrderedDict, list, set}  # hooks are kept in ordered ones
+_CONTAINERS = {dict, OrderedDict, defaultdict, Counter, list, set, deque}  # hooks are kept in ordered ones
+
+
+def _inside(containers: Iterable[Any]) -> list[Any]:
+    """These containers and those in them."""
+    found: dict[int, Any] = {}
+    work = list(containers)
+    while work:
+        container = work.pop()
+        if id(container) in found:
+            continue
+        found[id(container)] = container
+        if container:
+            values = container.values() if isinstance(container, dict) else container
+            work += [value for value in values if type(value) in _CONTAINERS]
+    return list(found.values())
+
+
+def _holds(values: Mapping[str, Any], written: set[int]) -> bool:
+    """Whether any of these values is a container that was written to, or has one in it."""
+    if not written:
+        return False
+    own = _inside(v for name, v in values.items() if type(v) in _CONTAINERS and name != "_modules")
+    return any(id(container) in written for container in own)
 
 
 def _copied(container: Any) -> Any:
-    return dict(container) if type(container) is OrderedDict else container.copy()
+    return dict(container) if isinstance(container, dict) else container.copy()
 
 
 def _identical(now: Any, before: Any) -> bool:
@@ -148,11 +178,12 @@ def _same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
 
 
 def _put_back(container: Any, content: Any) -> None:
-    if isinstance(container, set):
-        container.intersection_update(content)
-    elif isinstance(container, list):
+    if isinstance(container, list):
         container[:] = content
-    elif not _same(container, content):
+    elif isinstance(container, deque):
+        container.clear()
+        container.extend(content)
+    elif isinstance(container, set) or not _same(container, content):
         container.clear()
         container.update(content)
 
@@ -239,7 +270,7 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
     """A deep copy; most attributes of a module are constants, or containers with nothing in them."""
     if value is None or type(value) in (bool, int, float, str):
         return value
-    return type(value)() if type(value) in _CONTAINERS and not value else copy.deepcopy(value, memo)
+    return type(value)() if type(value) in (dict, OrderedDict, list, set) and not value else copy.deepcopy(value, memo)
 
 
 @contextmanager

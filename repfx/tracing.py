@@ -37,6 +37,22 @@ _OWN_FORWARD = (
 )  # fmt: skip
 
 
+COMPUTING = ("forward", "_conv_forward", "_output_padding")  # what torch's own layers compute with
+
+
+def _computes_as(of: type[nn.Module], kind: type[nn.Module]) -> bool:
+    """Whether a class has all that its torch class computes with from there."""
+    return all(getattr(of, name, None) is getattr(kind, name, None) for name in COMPUTING)
+
+
+def has_own_call(module: nn.Module) -> bool:
+    """Whether calling a module is more than calling its forward, by its class."""
+    if isinstance(module, fx.GraphModule):
+        return False
+    of = type(module)
+    return of.__call__ is not nn.Module.__call__ or of._call_impl is not nn.Module._call_impl
+
+
 class Tracer(SignatureTracer, StateTracer):
     """torch.fx's tracer with our leaves, remembering the innermost module that stopped it."""
 
@@ -195,13 +211,15 @@ class Tracer(SignatureTracer, StateTracer):
             return True
         of = type(m)
         if of not in self._leaves:  # a subclass that computes what torch's own module computes is one too
-            own = any(issubclass(of, kind) and of.forward is kind.forward for kind in _OWN_FORWARD)
+            own = any(issubclass(of, kind) and _computes_as(of, kind) for kind in _OWN_FORWARD)
             self._leaves[of] = own or super().is_leaf_module(m, module_qualified_name)
-        return self._leaves[of]
+        return self._leaves[of] and ("forward" not in m.__dict__ or super().is_leaf_module(m, module_qualified_name))
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if has_own_call(m):
+            self.stop(f"calls {type(m).__name__}, whose class does more in a call than its forward")
         if self.submodule_paths is not None and m not in self.submodule_paths:
             self._adopt(m)
         try:

@@ -216,6 +216,59 @@ def test_an_index_whose_numbers_decide_is_like_no_other() -> None:
     torch.testing.assert_close(repfx.reparameterize(model)(x), model(x), rtol=1e-10, atol=1e-10)
 
 
+class Indexed(nn.Module):
+    """Channels in an order that the block is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        """x (B, 8, H, W), index (8)."""
+        return torch.relu(self.conv(x))[:, index]
+
+
+class GivenIndices(nn.Module):
+    """Alike blocks; the order that the first is given is no order, that of the second one is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Indexed() for _ in range(2))
+        self.register_buffer("plain", torch.arange(8))
+        self.register_buffer("other", torch.tensor([3, 1, 2, 0, 4, 5, 6, 7]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 8, H, W)."""
+        x = self.blocks[0](x, self.plain).relu()
+        return self.blocks[1](x, self.other).relu()
+
+
+def test_what_an_index_from_outside_says_is_no_fact_of_a_block() -> None:
+    model = repfx.randomize_statistics(GivenIndices()).eval().double()
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(repfx.reparameterize(model, verify=False)(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_repetition_compares_also_what_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alike_module, "_facts", lambda lifted, node: ())
+    test_what_an_index_from_outside_says_is_no_fact_of_a_block()
+
+
+def test_blocks_of_long_chains() -> None:
+    chain = [nn.Sequential(*(nn.Conv2d(2, 2, 1) for _ in range(600)), nn.ReLU()) for _ in range(2)]
+    model = nn.Sequential(*chain).eval()
+    assert repfx.reparameterize(model, verify=False, objective="macs") is not model
+
+
+def test_blocks_given_rewritten_values_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def block() -> nn.Module:
+        return nn.Sequential(nn.Dropout(0.1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1))
+
+    with counted(monkeypatch) as outcomes:
+        repfx.reparameterize(network(*(block() for _ in range(4))))
+    assert outcomes == [True] * 3
+
+
 class Halves(nn.Module):
     """The halves of the channels, swapped, however many there are."""
 

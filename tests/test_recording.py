@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import repfx
 from repfx.arguments import SignatureTracer
 from repfx.recording import RecordedProxy, RecordingTracer
 from repfx.state import Kept
@@ -191,6 +192,48 @@ def test_what_a_module_held_is_put_back_in_whatever_it_kept_it() -> None:
     assert not hasattr(model, "more")
     assert not model.first._buffers
     assert not kept.touched()
+
+
+def test_containers_in_containers_are_put_back_too() -> None:
+    model = Twice()
+    model.log, model.last, model.seen = {"k": [1]}, deque([1, 2]), defaultdict(list, {"y": [1]})
+    model.todo, model.tally = {"a", "b"}, Counter("aab")
+    kept = Kept(model, modules_of(model))
+    model.log["k"].append(2)
+    model.last.popleft()
+    model.seen["y"].append(2)
+    model.seen["z"].append(3)
+    model.todo.discard("a")
+    model.tally["a"] += 1
+    next(model.parameters()).requires_grad_(False)
+    assert kept.changed(model, kept.before[0]) == [""]
+    kept.restore()
+    assert (model.log, list(model.last), dict(model.seen)) == ({"k": [1]}, [1, 2], {"y": [1]})
+    assert (model.todo, model.tally) == ({"a", "b"}, Counter("aab"))
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_buffer_that_is_another_tensor_now_is_a_change() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU())
+    kept = Kept(model, modules_of(model))
+    model[0].running_mean = model[0].running_mean + 1
+    assert kept.changed(model, kept.before[0]) == ["0"]
+
+
+def test_shapes_of_an_example_are_found_without_a_trace_in_the_model() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.calls = nn.Conv2d(4, 4, 1), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.conv(x)
+
+    model = nn.Sequential(Counting(), nn.ReLU()).eval()
+    fused = repfx.reparameterize(model, (torch.randn(1, 4, 3, 3),))
+    assert model[0].calls == 0
+    assert fused.get_submodule("0").calls == 0
 
 
 def test_a_compiled_graph_is_unpickled_by_the_tracer_that_keeps_signatures() -> None:

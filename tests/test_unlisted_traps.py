@@ -176,6 +176,12 @@ def remembered_output(s: Net, x: Tensor) -> Tensor:
     return s.b(y)
 
 
+def many_numbers(x: Tensor) -> Tensor:
+    for _ in range(600):
+        x = x * 1.001
+    return x
+
+
 class Stateful(Net):
     """With Python attributes that the forward changes."""
 
@@ -188,6 +194,36 @@ def another_part_next_time(s: Net, x: Tensor) -> Tensor:
     y = s.r(s.n(s.a(x)))
     s.r = nn.Sigmoid()
     return y
+
+
+def reassigned_buffer(s: Net, x: Tensor) -> Tensor:
+    s.k = s.k + 1.0
+    return s.a(x) + s.k
+
+
+class Trebling(nn.Conv2d):
+    """Does more in a call than in its forward."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) * 3.0
+
+
+class Centred(nn.Conv2d):
+    """Computes with another weight than its own."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
+class Subclass(nn.Conv2d):
+    """A convolution like torch's."""
+
+
+def patched(conv: nn.Module, name: str) -> nn.Module:
+    """A layer with a method of its own on the object."""
+    original = getattr(conv, name)
+    setattr(conv, name, lambda *args: original(*args) * 3.0)
+    return conv
 
 
 class MadeAnew(nn.Module):
@@ -310,6 +346,15 @@ TRAPS = {
     "an attribute that counts": Trap(lambda: Stateful(counting_attribute, a=conv(4, 4))),
     "a remembered output": Trap(lambda: Stateful(remembered_output, a=conv(4, 4), b=conv(4, 4, 1))),
     "an inner attribute that counts": Trap(net(lambda s, x: s.n(s.i(s.a(x))), i=Inner)),
+    "a buffer that is another one": Trap(net(reassigned_buffer, k=lambda: nn.Buffer(torch.zeros(())))),
+    "a class that does more in a call": Trap(net(lambda s, x: s.n(s.t(x)), t=lambda: Trebling(4, 4, 3))),
+    "another weight in the class": Trap(net(lambda s, x: s.n(s.t(x)), t=lambda: Centred(4, 4, 3))),
+    "a patched forward of a subclass": Trap(
+        net(lambda s, x: s.n(s.t(x)), t=lambda: patched(Subclass(4, 4, 3), "forward"))
+    ),
+    "a patched inner method": Trap(net(lambda s, x: s.n(s.t(x)), t=lambda: patched(conv(4, 4), "_conv_forward"))),
+    "an empty slice": Trap(net(lambda s, x: s.n(s.a(x))[:, :0].sum() + s.n(s.a(x)))),
+    "many numbers in a row": Trap(net(lambda s, x: many_numbers(s.a(x)))),
     "another part for the next forward": Trap(net(another_part_next_time, r=nn.ReLU)),
     "a part made anew": Trap(net(lambda s, x: s.n(s.b(s.i(s.n(s.a(x))))), i=MadeAnew)),
     "a part made in the first forward": Trap(net(lambda s, x: s.b(s.i(s.n(s.a(x)))), i=MadeLate)),

@@ -29,6 +29,8 @@ def selected(
 
     `total`, the size along `dim`, must hold for every input; it does where the code itself has `given` it.
     """
+    if not len(indices):
+        return Opaque(Decline(Reason.UNSUPPORTED, "selects nothing", place_of(source), rule="lifting"))
     rank = context.shapes.rank(source)
     if rank is not None and dim < 0:
         dim %= rank
