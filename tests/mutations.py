@@ -539,19 +539,20 @@ MUTANTS = (
     Mutant("escapes-unseen", "repfx/alike.py", "escaping.tobytes())", "b'')"),
     Mutant("index-numbers-unseen", "repfx/alike.py", "or not value.is_floating_point():", "or False:"),
     Mutant("hooks-unseen-in-blocks", "repfx/alike.py", "any(getattr(module, name) for name in _HOOKS)", "False"),
-    Mutant(
-        "repeats-the-first-weights",
-        "repfx/repeating.py",
-        "other = self._other(node)\n            op",
-        "other = node\n            op",
-    ),
-    Mutant("repeats-own-numbers", "repfx/repeating.py", "elif map_.own:", "elif False:"),
+    Mutant("repeats-the-first-weights", "repfx/repeating.py", "self._other(origin.node)\n", "origin.node\n"),
+    Mutant("repeats-own-numbers", "repfx/repeating.py", "if top.own:", "if False:"),
     Mutant(
         "blocks-decide-by-others",
         "repfx/rewriting.py",
         "return any(home.get(other) != home.get(node) for other in looked_at)",
         "return False",
     ),
+    Mutant("own-calls-unseen", "repfx/tracing.py", "        if has_own_call(m):", "        if False:"),
+    Mutant(
+        "inner-methods-unseen", "repfx/tracing.py", '("forward", "_conv_forward", "_output_padding")', '("forward",)'
+    ),
+    Mutant("written-containers-unseen", "repfx/state.py", "or _holds(held[path], written)", "or False"),
+    Mutant("rebuilt-parts-unseen", "repfx/capture.py", "if rebuilt or stateful:", "if stateful:"),
     Mutant("border-taps-not-own", "repfx/makers.py", "biased=True, own=True)", "biased=True, own=False)"),
     # --- passes
     Mutant("generated-weights-stay", "passes/fold_weights.py", "not generates_weight(lifted, node)", "True"),
