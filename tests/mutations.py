@@ -553,7 +553,6 @@ MUTANTS = (
     ),
     Mutant("written-containers-unseen", "repfx/state.py", "or _holds(held[path], written)", "or False"),
     Mutant("rebuilt-parts-unseen", "repfx/capture.py", "if rebuilt or stateful:", "if stateful:"),
-    Mutant("border-taps-not-own", "repfx/makers.py", "biased=True, own=True)", "biased=True, own=False)"),
     # --- passes
     Mutant("generated-weights-stay", "passes/fold_weights.py", "not generates_weight(lifted, node)", "True"),
     Mutant("frames-are-free", "repfx/cost.py", "_FRAME = Fraction(9, 10)", "_FRAME = Fraction(1)"),

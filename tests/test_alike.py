@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import repfx
 from repfx import alike as alike_module
@@ -15,9 +16,14 @@ from repfx import rewriting
 from repfx.affine import AffineConv
 from repfx.alike import Layout, alike
 from repfx.capture import capture
+from repfx.decline import Decline
 from repfx.graph import LiftedGraph
+from repfx.makers import pointwise
 from repfx.models import build_model
+from repfx.ops import Affine, Op
+from repfx.protocol import Apply, Proposal
 from repfx.repeating import Repetition
+from repfx.serial import compose
 
 
 class Block(nn.Module):
@@ -267,6 +273,45 @@ def test_blocks_given_rewritten_values_are_repeated(monkeypatch: pytest.MonkeyPa
     with counted(monkeypatch) as outcomes:
         repfx.reparameterize(network(*(block() for _ in range(4))))
     assert outcomes == [True] * 3
+
+
+@dataclass(frozen=True)
+class OwnNumbers:
+    """A pass that makes the map of a norm behind a convolution itself, from the norm's weights."""
+
+    name: str = "own_numbers"
+    about: tuple[type[Op], ...] = (Affine,)
+    last_first: bool = False
+
+    def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+        """norm(conv(x)) as one map."""
+        op = lifted.op(node)
+        inner = lifted.op(op.source) if isinstance(op, Affine) else None
+        if node.op != "call_module" or not isinstance(op, Affine) or not isinstance(inner, Affine):
+            return
+        norm = lifted.context.module(node) if node not in lifted.records else None
+        conv = lifted.map_of(op.source, 2)
+        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(conv, AffineConv):
+            return
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        shift = norm.bias - norm.running_mean * scale
+        own = pointwise(norm.num_features, 2, lambda: scale, lambda: shift)
+        merged = compose(own, conv)
+        if isinstance(merged, AffineConv):
+            yield Proposal(self.name, ((node, Apply(merged, inner.source)),), (op.source, node))
+
+
+def test_numbers_that_a_pass_brings_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(3))
+    model = network(*blocks).double()
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    with counted(monkeypatch) as outcomes:
+        fused = repfx.reparameterize(model, passes=(OwnNumbers(),), verify=False)
+    assert outcomes == [False] * 2
+    assert repfx.report(fused).after.batch_norms == 0
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-10, atol=1e-10)
 
 
 class Halves(nn.Module):
