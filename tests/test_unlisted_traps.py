@@ -201,11 +201,11 @@ def reassigned_buffer(s: Net, x: Tensor) -> Tensor:
     return s.a(x) + s.k
 
 
-class Trebling(nn.Conv2d):
+class Bending(nn.Conv2d):
     """Does more in a call than in its forward."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        return super().__call__(x) * 3.0
+        return super().__call__(x).tanh()
 
 
 class Centred(nn.Conv2d):
@@ -347,7 +347,7 @@ TRAPS = {
     "a remembered output": Trap(lambda: Stateful(remembered_output, a=conv(4, 4), b=conv(4, 4, 1))),
     "an inner attribute that counts": Trap(net(lambda s, x: s.n(s.i(s.a(x))), i=Inner)),
     "a buffer that is another one": Trap(net(reassigned_buffer, k=lambda: nn.Buffer(torch.zeros(())))),
-    "a class that does more in a call": Trap(net(lambda s, x: s.b(torch.relu(s.t(x))), t=lambda: Trebling(4, 4, 3))),
+    "a class that does more in a call": Trap(net(lambda s, x: s.b(torch.relu(s.t(x))), t=lambda: Bending(4, 4, 3))),
     "another weight in the class": Trap(net(lambda s, x: s.n(s.t(x)), t=lambda: Centred(4, 4, 3))),
     "a patched forward of a subclass": Trap(
         net(lambda s, x: s.n(s.t(x)), t=lambda: patched(Subclass(4, 4, 3), "forward"))
