@@ -12,6 +12,7 @@ Running a user's module never changes it: `held` puts its tensors back.
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -115,8 +116,12 @@ class Kept:
             return []
         held = {path: before if path == "" else values for (path, _), values in zip(self.modules, self.before)}
         known = [(path, module) for path, module in shell.named_modules() if path in held]  # the rest are guards
-        written = {id(container) for container in self._empty if container}
-        written.update(id(container) for container, content in self._filled if not _identical(container, content))
+        tables = {id(table) for values in self.before for table in (values["_parameters"], values["_buffers"])}
+        filled = [*((empty, type(empty)()) for empty in self._empty if empty), *self._filled]
+        differs = (
+            (one, not _identical(one, was) if id(one) in tables else _remembers(one, was)) for one, was in filled
+        )
+        written = {id(one) for one, new in differs if new}
         return [path for path, module in known if _differs(module, held[path]) or _holds(held[path], written)]
 
     def rebuilt(self, shell: nn.Module, added: Collection[str]) -> list[str]:
@@ -149,6 +154,41 @@ def _inside(containers: Iterable[Any]) -> list[Any]:
             values = container.values() if isinstance(container, dict) else container
             work += [value for value in values if type(value) in _CONTAINERS]
     return list(found.values())
+
+
+def _remembers(container: Any, before: Any) -> bool:
+    """Whether a container holds something new that the next forward may find other than this one did.
+
+    That is a value that depends on an input, or another number in the place of one.  What depends on parameters alone
+    is a result kept to save work.
+    """
+    if isinstance(container, dict):
+        now = [(value, before.get(key)) for key, value in container.items()]
+    elif isinstance(container, set):
+        now = [(value, None) for value in container - before]
+    else:
+        now = list(itertools.zip_longest(container, before))
+    fresh = [(value, old) for value, old in now if value is not old]
+    return any(
+        _depends_on_input(value.node) if isinstance(value, fx.Proxy) else _is_number(value) and _is_number(old)
+        for value, old in fresh
+    )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float, bool)
+
+
+def _depends_on_input(node: fx.Node) -> bool:
+    work, seen = [node], {node}
+    while work:
+        step = work.pop()
+        if step.op == "placeholder":
+            return True
+        fresh = [given for given in step.all_input_nodes if given not in seen]
+        seen.update(fresh)
+        work += fresh
+    return False
 
 
 def _holds(values: Mapping[str, Any], written: set[int]) -> bool:
@@ -216,7 +256,12 @@ def remembering(
         second = retrace(again)
     except Exception:  # the user's code, given what it left: values of another trace
         return changed
-    return [] if _outline(graph) == _outline(second) else changed
+    finally:
+        for node in graph.nodes:
+            for user in [user for user in node.users if user.graph is not graph]:
+                del node.users[user]
+    earlier = {given for node in second.nodes for given in node.all_input_nodes if given.graph is not second}
+    return [] if _outline(graph) == _outline(second) and not any(map(_depends_on_input, earlier)) else changed
 
 
 def _differs(module: nn.Module, before: Mapping[str, Any]) -> bool:

@@ -201,6 +201,30 @@ def reassigned_buffer(s: Net, x: Tensor) -> Tensor:
     return s.a(x) + s.k
 
 
+def remembered_in_a_list(s: Net, x: Tensor) -> Tensor:
+    s.kept["last"].append(s.a(x))
+    return s.b(s.kept["last"][0])
+
+
+def counted_in_a_dictionary(s: Net, x: Tensor) -> Tensor:
+    s.kept["calls"] += 1
+    return s.a(x) * s.kept["calls"]
+
+
+def saved_work(s: Net, x: Tensor) -> Tensor:
+    if "scale" not in s.kept:
+        s.kept["scale"] = s.g.exp()
+    return s.n(s.a(x)) * s.kept["scale"]
+
+
+class Keeping(Net):
+    """With a dictionary that the forward writes to."""
+
+    def __init__(self, run: Callable[..., Any], **parts: Any) -> None:
+        super().__init__(run, **parts)
+        self.kept: dict[str, Any] = {"last": [], "calls": 0}
+
+
 class Bending(nn.Conv2d):
     """Does more in a call than in its forward."""
 
@@ -347,6 +371,8 @@ TRAPS = {
     "a remembered output": Trap(lambda: Stateful(remembered_output, a=conv(4, 4), b=conv(4, 4, 1))),
     "an inner attribute that counts": Trap(net(lambda s, x: s.n(s.i(s.a(x))), i=Inner)),
     "a buffer that is another one": Trap(net(reassigned_buffer, k=lambda: nn.Buffer(torch.zeros(())))),
+    "a remembered output in a list": Trap(lambda: Keeping(remembered_in_a_list, a=conv(4, 4), b=conv(4, 4, 1))),
+    "a counter in a dictionary": Trap(lambda: Keeping(counted_in_a_dictionary, a=conv(4, 4))),
     "a class that does more in a call": Trap(net(lambda s, x: s.b(torch.relu(s.t(x))), t=lambda: Bending(4, 4, 3))),
     "another weight in the class": Trap(net(lambda s, x: s.n(s.t(x)), t=lambda: Centred(4, 4, 3))),
     "a patched forward of a subclass": Trap(
@@ -536,6 +562,17 @@ def test_trap(name: str) -> None:
 
 
 # --- calls that the table cannot spell ------------------------------------------------------------
+
+
+def test_what_is_kept_to_save_work_is_no_state() -> None:
+    """The attention biases of LeViT: computed from parameters in the first forward of a device."""
+    model = hostile.prepared(Keeping(saved_work, a=conv(4, 4), n=BN(4), g=parameter(4, 1, 1)), 0)
+    fused = repfx.reparameterize(model)
+    report = repfx.report(fused)
+    assert not report.islands
+    assert (report.after.batch_norms, report.after.muls) == (0, 0)
+    assert set(model.kept) == {"last", "calls"}
+    hostile.assert_same(model, fused, torch.randn(IMAGE, dtype=torch.float64))
 
 
 def bordered() -> nn.Module:
