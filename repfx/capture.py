@@ -145,10 +145,9 @@ def capture(
             whole.add(path)
             continue
         if rebuilt or stateful:
-            why = "makes parts of it anew" if rebuilt else "reads attributes that an earlier forward wrote"
-            fresh = [path for path in rebuilt or stateful if path not in whole] or [
-                ""
-            ]  # else written by code around it
+            why = "makes parts or hooks anew" if rebuilt else "reads attributes that an earlier forward wrote"
+            fresh = [path for path in rebuilt or stateful if path not in whole]
+            fresh = fresh or [""]  # else written by code around it
             for path in fresh:
                 islands[path] = Island(path, f"its forward {why}")
             if "" in fresh:

@@ -125,7 +125,7 @@ class Kept:
         return [path for path, module in known if _differs(module, held[path]) or _holds(held[path], written)]
 
     def rebuilt(self, shell: nn.Module, added: Collection[str]) -> list[str]:
-        """Paths of the modules that hold other modules than they held, but for what the trace has `added` to `shell`.
+        """Paths of the modules that hold other modules or hooks than before, but for what the trace `added` to `shell`.
 
         `shell` as for `changed`.
         """
@@ -133,11 +133,15 @@ class Kept:
         found = [] if _same(own, self.model._modules) else [""]
         if self.touched():
             held = {id(container): content for container, content in self._filled}
+            hooks = (values[name] for values in self.before for name in _HOOKS)
+            if any(not _same(table, held.get(id(table), {})) for table in hooks):
+                return [""]  # whoever registered it is around here
             inner = [(path, module._modules) for path, module in self.modules if path]
             found += [path for path, children in inner if not _same(children, held.get(id(children), {}))]
         return found
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _CONTAINERS = {dict, OrderedDict, defaultdict, Counter, list, set, deque}  # hooks are kept in ordered ones
 
 
@@ -157,26 +161,23 @@ def _inside(containers: Iterable[Any]) -> list[Any]:
 
 
 def _remembers(container: Any, before: Any) -> bool:
-    """Whether a container holds something new that the next forward may find other than this one did.
+    """Whether a container lacks something, or holds something new that the next forward may not have made itself.
 
-    That is a value that depends on an input, or another number in the place of one.  What depends on parameters alone
-    is a result kept to save work.
+    A value that depends on parameters alone is a result kept to save work.
     """
     if isinstance(container, dict):
-        now = [(value, before.get(key)) for key, value in container.items()]
+        fresh = [value for key, value in container.items() if key not in before or before[key] is not value]
+        lost = any(key not in container for key in before)
     elif isinstance(container, set):
-        now = [(value, None) for value in container - before]
+        fresh, lost = list(container - before), bool(before - container)
     else:
-        now = list(itertools.zip_longest(container, before))
-    fresh = [(value, old) for value, old in now if value is not old]
-    return any(
-        _depends_on_input(value.node) if isinstance(value, fx.Proxy) else _is_number(value) and _is_number(old)
-        for value, old in fresh
-    )
+        paired = list(itertools.zip_longest(container, before, fillvalue=_NOTHING))
+        fresh = [now for now, was in paired if now is not was and now is not _NOTHING]
+        lost = any(now is _NOTHING for now, _ in paired)
+    return lost or any(not isinstance(value, fx.Proxy) or _depends_on_input(value.node) for value in fresh)
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float, bool)
+_NOTHING = object()
 
 
 def _depends_on_input(node: fx.Node) -> bool:

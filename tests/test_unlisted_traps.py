@@ -211,6 +211,24 @@ def counted_in_a_dictionary(s: Net, x: Tensor) -> Tensor:
     return s.a(x) * s.kept["calls"]
 
 
+def flagged_in_a_dictionary(s: Net, x: Tensor) -> Tensor:
+    y = s.a(x)
+    if "done" not in s.kept:
+        s.kept["done"] = True
+        y = y * 2.0
+    return y
+
+
+def taken_out_of_a_dictionary(s: Net, x: Tensor) -> Tensor:
+    return s.a(x) * (2.0 if s.kept.pop("calls", None) is not None else 1.0)
+
+
+def hooked_on_the_way(s: Net, x: Tensor) -> Tensor:
+    if not s.a._forward_hooks:
+        s.a.register_forward_hook(lambda module, args, output: output * 2.0)
+    return s.n(s.a(x))
+
+
 def saved_work(s: Net, x: Tensor) -> Tensor:
     if "scale" not in s.kept:
         s.kept["scale"] = s.g.exp()
@@ -373,6 +391,9 @@ TRAPS = {
     "a buffer that is another one": Trap(net(reassigned_buffer, k=lambda: nn.Buffer(torch.zeros(())))),
     "a remembered output in a list": Trap(lambda: Keeping(remembered_in_a_list, a=conv(4, 4), b=conv(4, 4, 1))),
     "a counter in a dictionary": Trap(lambda: Keeping(counted_in_a_dictionary, a=conv(4, 4))),
+    "a flag in a dictionary": Trap(lambda: Keeping(flagged_in_a_dictionary, a=conv(4, 4))),
+    "a number taken out of a dictionary": Trap(lambda: Keeping(taken_out_of_a_dictionary, a=conv(4, 4))),
+    "a hook registered on the way": Trap(net(hooked_on_the_way)),
     "a class that does more in a call": Trap(net(lambda s, x: s.b(torch.relu(s.t(x))), t=lambda: Bending(4, 4, 3))),
     "another weight in the class": Trap(net(lambda s, x: s.n(s.t(x)), t=lambda: Centred(4, 4, 3))),
     "a patched forward of a subclass": Trap(
