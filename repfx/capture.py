@@ -7,11 +7,10 @@ In-place operations are made functional here, so that every later layer sees val
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,16 +22,17 @@ from torch.optim.swa_utils import AveragedModel
 from repfx.arguments import EMPTY, Example, Passed, UnknownArgumentError
 from repfx.dead import remove_dead
 from repfx.decline import TrainingModeError, UserError
+from repfx.example_tracer import SizedTracer
 from repfx.inplace import functionalize
 from repfx.keywords import own_keywords
 from repfx.modules import index_modules
-from repfx.questions import is_user_code
 from repfx.report import Island
 from repfx.sizes import read_sizes_early
 from repfx.spelling import spell_out
-from repfx.state import Kept, counts, remembering
-from repfx.tracing import COMPUTING, SizedTracer, Tracer, has_own_call
+from repfx.state import Kept
+from repfx.tracing import AS_TEXT, COMPUTING, Tracer, has_own_call, is_assertion
 from repfx.walking import modules_of
+from repfx.worlds import Fault, restored, shell_of, traced
 
 Exclusion = Sequence[str | type]
 
@@ -108,73 +108,68 @@ def capture(
         return Capture(model, None, list(islands.values()), excluded)
     if "" in whole:
         return Capture(model, None, list(islands.values()), excluded)
-    sized = False
+    search = _Search(model, whole, example, passed)
     kept = Kept(model, modules)
     while True:
-        seen = example if sized else None
-        another = partial(Tracer, whole, example, passed) if seen is None else partial(SizedTracer, whole, seen)
-        tracer = another()
-        shell = _shell(model)
         try:
-            with restored(kept) as counting:
-                before = shell.__dict__.copy()
-                graph = tracer.trace(shell)
-                counting += [shell] if counts(shell, model.__dict__) else []
-                if tracer.refusal is not None:
-                    raise tracer.refusal  # the model's own code caught it, and went on elsewhere
-                _check_none(tracer, model)
-                rebuilt = kept.rebuilt(shell, tracer.added)
-                stateful = remembering(shell, graph, partial(_traced_by, another), kept.changed(shell, before))
-        except Exception as error:  # a model's own code may raise anything under symbolic values
-            if example is not None and not sized:
-                sized = True
+            found = traced(model, kept, search.tracer, partial(_check_none, model))
+            break
+        except Fault as fault:
+            if search.learn(fault):
                 continue
-            path = tracer.broke_at
-            while path in whole:  # the call of an island broke: its caller is to blame
+            for path in search.blame(fault):
+                islands[path] = Island(path, fault.cause)
+                whole.add(path)
+            if "" in whole:
+                return Capture(model, None, list(islands.values()), excluded)
+    shell, graph = found.shell, found.graph
+    index_modules(shell)
+    functionalize(graph, shell, whole)
+    own_keywords(graph)
+    spell_out(graph, shell)
+    remove_guards(graph)
+    read_sizes_early(graph, shell, whole)
+    used = {node.target for node in graph.nodes if node.op == "call_module"}
+    conditions = found.tracer.conditions if isinstance(found.tracer, SizedTracer) else []
+    return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded, conditions)
+
+
+@dataclass
+class _Search:
+    """How the model is traced: what is left whole, and what the tracer knows."""
+
+    model: nn.Module
+    whole: set[str]
+    example: Example | None
+    passed: Passed | None
+    sized: bool = False  # whether the sizes of the example are known
+    spells: bool = False  # whether they are written out in texts
+
+    def tracer(self) -> Tracer:
+        if not self.sized or self.example is None:
+            return Tracer(self.whole, self.example, self.passed)
+        tracer = SizedTracer(self.whole, self.example)
+        tracer.spells = self.spells
+        return tracer
+
+    def learn(self, fault: Fault) -> bool:
+        """Whether the trace is tried once more, with more that is known."""
+        if not fault.refused or self.example is None or (self.sized and self.spells):
+            return False
+        if not self.sized:
+            self.sized = True
+            return True
+        self.spells = AS_TEXT in fault.cause
+        return self.spells
+
+    def blame(self, fault: Fault) -> list[str]:
+        """The modules that stay as they are.  The call of an island broke: then its caller is to blame."""
+        if fault.refused:
+            path = fault.paths[0]
+            while path in self.whole:
                 path = path.rpartition(".")[0]
-            islands[path] = Island(path, _cause(error))
-            if path == "":
-                return Capture(model, None, list(islands.values()), excluded)
-            whole.add(path)
-            continue
-        if counting:
-            path = "" if shell in counting else next(p for p, m in modules if m in counting)
-            islands[path] = Island(path, "its forward changes a number that it keeps, so one call is not like another")
-            if path == "":
-                return Capture(model, None, list(islands.values()), excluded)
-            whole.add(path)
-            continue
-        if rebuilt or stateful:
-            why = "makes parts or hooks anew" if rebuilt else "reads attributes that an earlier forward wrote"
-            fresh = [path for path in rebuilt or stateful if path not in whole]
-            fresh = fresh or [""]  # else written by code around it
-            for path in fresh:
-                islands[path] = Island(path, f"its forward {why}")
-            if "" in fresh:
-                return Capture(model, None, list(islands.values()), excluded)
-            whole.update(fresh)
-            continue
-        index_modules(shell)
-        functionalize(graph, shell, whole)
-        own_keywords(graph)
-        spell_out(graph, shell)
-        remove_guards(graph)
-        read_sizes_early(graph, shell, whole)
-        used = {node.target for node in graph.nodes if node.op == "call_module"}
-        conditions = list(dict.fromkeys(tracer.decisions.values())) if isinstance(tracer, SizedTracer) else []
-        return Capture(shell, graph, [i for p, i in islands.items() if p in used], excluded, conditions)
-
-
-def _traced_by(tracer: Callable[[], Tracer], model: nn.Module) -> fx.Graph:
-    """The graph that a new tracer makes of a model."""
-    return tracer().trace(_shell(model))
-
-
-def _shell(model: nn.Module) -> nn.Module:
-    """A module like the user's to hold what the trace adds: constants met on the way, guards."""
-    shell = copy.copy(model)
-    shell.__dict__["_modules"] = dict(model._modules)
-    return shell
+            return [path]
+        return [path for path in fault.paths if path not in self.whole] or [""]
 
 
 def _check_fits(model: nn.Module, example: Example) -> None:
@@ -189,7 +184,7 @@ def _check_fits(model: nn.Module, example: Example) -> None:
         ) from error
 
 
-def _check_none(tracer: Tracer, model: nn.Module) -> None:
+def _check_none(model: nn.Module, tracer: Tracer) -> None:
     """Raise where an inner module may be given None for an argument that the trace has taken for a value."""
     if tracer.passed is None or isinstance(model, fx.GraphModule):
         return
@@ -198,7 +193,7 @@ def _check_none(tracer: Tracer, model: nn.Module) -> None:
         other = Tracer(tracer.whole, None, tracer.passed)
         other.compiled_in = {name: None}
         try:
-            other.trace(_shell(model))
+            other.trace(shell_of(model))
         except Exception:  # then the original would not run either
             continue
         raise UnknownArgumentError(f"its caller passes {name}, which may be None")
@@ -209,19 +204,6 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     """Undo what a forward leaves in module attributes (counters, last outputs)."""
     with restored(Kept(model, modules_of(model))):
         yield
-
-
-@contextmanager
-def restored(kept: Kept) -> Iterator[list[nn.Module]]:
-    """Undo what a forward under symbolic values leaves in module attributes.
-
-    Yields a list that holds, at the end, the modules whose numbers the forward has changed.
-    """
-    counting: list[nn.Module] = []
-    try:
-        yield counting
-    finally:
-        counting += kept.restore()
 
 
 def excluded_paths(modules: Sequence[tuple[str, nn.Module]], exclude: Exclusion) -> Iterable[str]:
@@ -243,27 +225,10 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(type(hook).__name__ not in ("WeightNorm", "SpectralNorm") for hook in named)
 
 
-def _cause(error: Exception) -> str:
-    if isinstance(error, UnknownArgumentError):
-        return str(error)
-    text = str(error).strip().split("\n")[0]
-    frame, trace = None, error.__traceback__
-    while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
-        if is_user_code(name):
-            frame = trace
-        trace = trace.tb_next
-    place = ""
-    if frame is not None:
-        code = frame.tb_frame.f_code
-        place = f" at {code.co_qualname}, line {frame.tb_lineno}"
-    return f"{type(error).__name__}{place}: {text}"
-
-
 def remove_guards(graph: fx.Graph) -> None:
     """Drop assertions on shapes and whatever only they read; a guard is no reader of a value."""
     for node in list(graph.nodes):
-        if node.op == "call_function" and getattr(node.target, "__name__", "") in ("_assert", "assert_fn"):
+        if is_assertion(node):
             graph.erase_node(node)
     remove_dead(graph)
 

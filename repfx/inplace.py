@@ -19,19 +19,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.proxy import ParameterProxy
 
 from repfx.functional import assign
 from repfx.islands import may_overwrite
-from repfx.modules import module_at
+from repfx.modules import CustomFunction, module_at
 from repfx.walking import modules_of, tensors_of
-
-
-class SizedParameterProxy(ParameterProxy):
-    """A parameter in a trace: its sizes are numbers, `len` included."""
-
-    def __len__(self) -> int:
-        return len(self.param)
 
 
 class MutableProxy(fx.Proxy):
@@ -158,7 +150,9 @@ def _keep_shared_modules(graph: fx.Graph, root: nn.Module, in_place: list[fx.Nod
 def _mark_overwriters(graph: fx.Graph, root: nn.Module, whole: set[str]) -> None:
     """Note at every value which unread modules are given its memory."""
     for node in graph.nodes:
-        if node.op != "call_module" or str(node.target) not in whole:
+        if node.op != "call_module":
+            continue
+        if str(node.target) not in whole and not isinstance(module_at(root, str(node.target)), CustomFunction):
             continue
         if not may_overwrite(module_at(root, str(node.target))):
             continue

@@ -11,14 +11,14 @@ the module's own source never uses it otherwise (reading `child.weight`, handing
 from __future__ import annotations
 
 import ast
-import inspect
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from repfx.arguments import Passed
+from repfx.introspection import source_of
+from repfx.modules import CustomFunction
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -67,9 +67,8 @@ def _uses(kind: type) -> _Uses | None:
     for base in kind.__mro__:
         if base.__module__.startswith("torch.nn") or base is object:
             continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
+        tree = source_of(base)
+        if tree is None:
             return None
         functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name != "__init__"]
         if any(
@@ -169,6 +168,8 @@ def may_overwrite(module: nn.Module) -> bool:
         hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
         if any(_works_in_place(hook) for hook in hooks if type(hook).__name__ not in ("WeightNorm", "SpectralNorm")):
             return True
+        if isinstance(part, CustomFunction) and _works_in_place(part.function):
+            return True
         kinds = [k for k in type(part).__mro__ if not k.__module__.startswith("torch.nn") and k is not object]
         if any(_works_in_place(kind) for kind in kinds):
             return True
@@ -177,9 +178,8 @@ def may_overwrite(module: nn.Module) -> bool:
 
 def _works_in_place(code: object) -> bool:
     """Whether source assigns to items, augments names, or calls something_ (init aside)."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))  # type: ignore[arg-type]
-    except (OSError, TypeError, SyntaxError):
+    tree = source_of(code)
+    if tree is None:
         return True
     built = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "train")]
     skipped = {id(n) for function in built for n in ast.walk(function)}

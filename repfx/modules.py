@@ -14,17 +14,22 @@ from torch import Tensor, nn
 
 from repfx.decline import InputError
 
-_INDEX = "_repfx_modules"
+INDEX = "_repfx_modules"
 
 
 def index_modules(root: nn.Module) -> None:
     """Remember all modules of a shell by path, which is then asked for them many times."""
-    root.__dict__[_INDEX] = dict(root.named_modules(remove_duplicate=False))
+    root.__dict__[INDEX] = dict(root.named_modules(remove_duplicate=False))
+
+
+def note_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Let `module_at` find a module that the root is given later, when its code has run."""
+    root.__dict__.setdefault(INDEX, {})[path] = module
 
 
 def module_at(root: nn.Module, path: str) -> nn.Module:
     """`root.get_submodule(path)`, from the index where there is one."""
-    found = root.__dict__.get(_INDEX, {}).get(path)
+    found = root.__dict__.get(INDEX, {}).get(path)
     return root.get_submodule(path) if found is None else found
 
 
@@ -218,6 +223,22 @@ TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type
 }
 
 
+class CustomFunction(nn.Module):
+    """y = function.apply(x, ...): a call of an autograd function, which keeps the backward that it defines."""
+
+    def __init__(self, function: type[torch.autograd.Function], parts: int | None = None) -> None:
+        """`parts`: how many values it returns; None: one, not in a tuple."""
+        super().__init__()
+        self.function, self.parts = function, parts
+
+    def forward(self, *args: Any) -> Any:
+        """As the function's."""
+        return self.function.apply(*args)
+
+    def extra_repr(self) -> str:
+        return self.function.__name__
+
+
 class _Open:
     """An argument that is a value of the graph."""
 
@@ -310,4 +331,4 @@ class SizeGuard(Guard):
         return f"{self.kind} {self.wanted!r} at {self.place}"
 
 
-EMITTED = (ChannelOrder, ChannelSlice, ScaleShift, BorderTerm, _Extended, Guard)
+EMITTED = (ChannelOrder, ChannelSlice, ScaleShift, BorderTerm, _Extended, Guard, CustomFunction)

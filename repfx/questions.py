@@ -1,40 +1,83 @@
-"""What a model's code asks of a traced value, and what can be answered.
+"""What type a traced value has, from what computes it.
 
-Owns: the type of a value (`isinstance(x, Tensor)`), from what computes it; the way around a check
-(`assert x.ndim == 4`, `if bad: raise`), which an input that the original accepts takes; and whose code asks.
+`isinstance(x, Tensor)`, `type(n)`, `hasattr(out, "logits")`: a model's code asks, and the graph often tells.
+Where it does not, the answer is None, which is a refusal and no guess.
 """
 
 from __future__ import annotations
 
-import dis
 import operator
-import sys
-import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
-from types import FrameType
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
 
 from repfx.inplace import is_size
-from repfx.modules import EMITTED
+from repfx.modules import EMITTED, CustomFunction, module_at
+from repfx.sizes import is_shape
 
+Known = Callable[[fx.Node], type | None]
 
-def place() -> str:
-    """The innermost line outside torch and this package: what asked."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and not is_user_code(frame.f_code.co_filename):
-        frame = frame.f_back
-    return f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
-
-
-_TUPLES = {
-    "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind", "meshgrid", "max",
-    "min", "topk", "sort", "mode", "median", "kthvalue", "var_mean", "std_mean", "unique", "where", "nonzero", "svd",
-    "qr", "eigh", "slogdet", "broadcast_tensors", "cummax", "cummin", "frexp", "multi_head_attention_forward",
-    "item", "tolist", "dim",
-    "numel", "ndimension", "get_device", "stride", "element_size", "nelement", "is_floating_point", "is_complex",
-}  # fmt: skip
+# What the methods and functions of torch return that do not return one tensor.  None: several things, or it depends.
+# `tests/test_questions.py` holds this against torch's own schemas.
+_BOOL = (
+    "allclose", "equal", "is_complex", "is_conj", "is_contiguous", "is_distributed", "is_floating_point",
+    "is_inference", "is_neg", "is_nonzero", "is_pinned", "is_same_size", "is_set_to", "is_shared", "is_signed",
+    "is_coalesced", "can_cast", "is_tensor", "is_storage", "cudnn_is_acceptable", "is_vulkan_available",
+    "__contains__",
+)  # fmt: skip
+_INT = (
+    "dim", "ndimension", "numel", "nelement", "element_size", "get_device", "storage_offset", "dense_dim",
+    "sparse_dim", "data_ptr", "const_data_ptr", "q_per_channel_axis", "q_zero_point", "__len__", "__int__",
+)  # fmt: skip
+_TUPLE = (
+    "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind", "unsafe_chunk",
+    "unsafe_split", "unsafe_split_with_sizes", "dim_order", "split_copy", "split_with_sizes_copy", "unbind_copy",
+)  # fmt: skip
+_UNSURE = (
+    "max", "min", "median", "nanmedian", "mode", "kthvalue", "topk", "sort", "aminmax", "cummax", "cummin", "frexp",
+    "var_mean", "std_mean", "unique", "unique_consecutive", "where", "nonzero", "meshgrid", "broadcast_tensors",
+    "gradient", "svd", "qr", "eig", "eigh", "symeig", "slogdet", "lstsq", "lu", "lu_unpack", "geqrf", "histogram",
+    "histogramdd", "triangular_solve", "solve", "lobpcg", "pca_lowrank", "svd_lowrank", "inv_ex", "cholesky_ex",
+    "solve_ex", "ldl_factor", "ldl_factor_ex", "lu_factor", "lu_factor_ex", "eigvals", "unravel_index",
+    "atleast_1d", "atleast_2d", "atleast_3d", "align_tensors",
+    "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "quantized_lstm", "quantized_gru", "quantized_lstm_cell",
+    "multi_head_attention_forward", "embedding_bag", "native_batch_norm", "native_layer_norm", "native_group_norm",
+    "native_dropout", "batch_norm_stats", "batch_norm_update_stats", "batch_norm_gather_stats",
+    "batch_norm_gather_stats_with_counts", "batch_norm_backward_reduce", "cudnn_batch_norm", "miopen_batch_norm",
+    "miopen_ctc_loss", "miopen_rnn", "mkldnn_rnn_layer", "mkldnn_linear_backward_weights",
+    "choose_qparams_optimized", "fbgemm_linear_quantize_weight", "dequantize", "quantize_per_tensor",
+    "boolean_dispatch", "fn", "linear_cross_entropy",
+    "item", "tolist", "numpy", "stride", "q_scale", "qscheme", "type", "storage", "storage_type", "untyped_storage",
+    "typename", "register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad", "record_stream",
+    "apply_", "map_", "map2_", "reinforce", "as_subclass", "module_load", "to_dlpack", "from_dlpack", "result_type",
+    "promote_types", "broadcast_shapes", "wait", "fork", "cond", "while_loop", "vmap", "save", "load", "reduce",
+    "__class__", "__reduce_ex__", "__deepcopy__", "__format__", "__repr__", "__float__", "__index__", "__complex__",
+    "__array__", "__dlpack__", "__dlpack_device__",
+)  # fmt: skip
+_POOLS = {  # the position of return_indices, by name
+    **{f"max_pool{n}d": 6 for n in (1, 2, 3)},
+    **{f"adaptive_max_pool{n}d": 2 for n in (1, 2, 3)},
+    **{f"fractional_max_pool{n}d": 4 for n in (2, 3)},
+}
+_RETURNED: dict[str, type | None] = {
+    **dict.fromkeys(_BOOL, bool),
+    **dict.fromkeys(_INT, int),
+    **dict.fromkeys(_TUPLE, tuple),
+    **dict.fromkeys(_UNSURE, None),
+    **{f"{name}_with_indices": None for name in _POOLS},
+}
+ATTRIBUTES: dict[str, type] = {
+    **dict.fromkeys(("T", "H", "mT", "mH", "data", "real", "imag"), Tensor),
+    **dict.fromkeys(("ndim", "itemsize", "nbytes", "output_nr"), int),
+    **dict.fromkeys(("requires_grad", "is_leaf", "retains_grad", "volatile"), bool),
+    **{name: bool for name in dir(Tensor) if name.startswith("is_") and not callable(getattr(Tensor, name))},
+    "dtype": torch.dtype,
+    "device": torch.device,
+    "layout": torch.layout,
+    "shape": torch.Size,
+}
+_SIZE_SUMS = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
 _ONE_TENSOR = {  # where the modules, and subclasses of theirs, are that return one tensor
     f"torch.nn.modules.{name}"
     for name in (
@@ -44,126 +87,95 @@ _ONE_TENSOR = {  # where the modules, and subclasses of theirs, are that return 
 }  # fmt: skip
 
 
-def kind(node: fx.Node, root: nn.Module, whole: set[str]) -> type:
-    """The type of a node's value, from what computes it.  Raises `TraceError` where that does not tell."""
+def kind(node: fx.Node, known: Known, root: nn.Module) -> type | None:
+    """The type of a node's value, from what computes it and the types (`known`) of what that reads."""
     match node.op:
         case "get_attr":
             return Tensor
         case "call_module":
-            module = root.get_submodule(str(node.target))
-            plain = any(base.__module__ in _ONE_TENSOR for base in type(module).__mro__) or isinstance(module, EMITTED)
-            several = isinstance(module, nn.MultiheadAttention) or getattr(module, "return_indices", False)
-            if plain and not several:
-                return Tensor
-        case "call_function" | "call_method":
-            found = _size_kind(node)
-            if found is not None:
-                return found
-            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-            home = getattr(node.target, "__module__", None) or "torch"
-            known = node.op == "call_method" or home.split(".")[0] in ("torch", "_operator")
-            if "pool" in name or name in ("boolean_dispatch", "fn"):
-                known = not (node.kwargs.get("return_indices") or True in node.args)
-            if known and name not in _TUPLES and node.target not in (getattr, operator.getitem):
-                return Tensor
-            if node.target is operator.getitem and kind(node.all_input_nodes[0], root, whole) is Tensor:
-                return Tensor
-    raise fx.proxy.TraceError(f"asks what type {node.name} has, which nothing tells")
+            return _of_module(module_at(root, str(node.target)))
+        case "call_method":
+            return _of_method(node, known)
+        case "call_function" if node.target is getattr:
+            return _of_attribute(node, known)
+        case "call_function" if node.target is operator.getitem:
+            return _of_item(node, known, root)
+        case "call_function":
+            return _of_function(node, known)
+        case _:
+            return None
 
 
-def is_shape(node: fx.Node) -> bool:
-    """Whether a node is `x.shape` or `x.size()`."""
-    if node.op == "call_method":
-        return node.target == "size" and len(node.args) == 1 and not node.kwargs
-    return node.target is getattr and bool(node.args[1] == "shape")
+def _of_module(module: nn.Module) -> type | None:
+    if isinstance(module, CustomFunction):
+        return Tensor if module.parts is None else tuple
+    plain = any(base.__module__ in _ONE_TENSOR for base in type(module).__mro__) or isinstance(module, EMITTED)
+    several = isinstance(module, nn.MultiheadAttention) or getattr(module, "return_indices", False)
+    return Tensor if plain and not several else None
 
 
-def _size_kind(node: fx.Node) -> type | None:
-    """torch.Size of `x.shape` and its slices, int of its items and their sums; None for what is no size."""
-    if not is_size(node):
+def _of_method(node: fx.Node, known: Known) -> type | None:
+    owner, name = node.args[0], str(node.target)
+    if not isinstance(owner, fx.Node) or known(owner) is not Tensor or not hasattr(Tensor, name):
         return None
-    if node.target is getattr:
-        return torch.Size if node.args[1] == "shape" else int
-    if node.op == "call_method":
+    if name == "size":
         return torch.Size if is_shape(node) else int
-    if node.target is operator.getitem:
-        return torch.Size if isinstance(node.args[1], slice) else int
-    if node.target in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg):
-        kinds = {_size_kind(source) for source in node.all_input_nodes}
+    return _returned(node, name, known)
+
+
+def _of_attribute(node: fx.Node, known: Known) -> type | None:
+    owner, name = node.args[0], str(node.args[1])
+    assert isinstance(owner, fx.Node)
+    return ATTRIBUTES.get(name) if known(owner) is Tensor else None
+
+
+def _of_item(node: fx.Node, known: Known, root: nn.Module) -> type | None:
+    owner, index = node.args[0], node.args[1]
+    assert isinstance(owner, fx.Node)
+    of = known(owner)
+    if of is Tensor:
+        return Tensor
+    if of is torch.Size:
+        return torch.Size if isinstance(index, slice) else int
+    if of is not tuple or not isinstance(index, int):
+        return None
+    split = _name(owner) in _TUPLE and _name(owner) != "dim_order"
+    custom = owner.op == "call_module" and isinstance(module_at(root, str(owner.target)), CustomFunction)
+    return Tensor if split or custom else None
+
+
+def _of_function(node: fx.Node, known: Known) -> type | None:
+    if is_size(node):
+        kinds = {known(source) for source in node.all_input_nodes}
         plain = all(isinstance(a, int | fx.Node) for a in node.args)
-        return int if kinds == {int} and plain else None
-    raise fx.proxy.TraceError(f"asks what type {node.name} has, which nothing tells")
+        return int if node.target in _SIZE_SUMS and kinds == {int} and plain else None
+    name = _name(node)
+    if getattr(operator, name, None) is node.target or getattr(operator, f"{name}_", None) is node.target:
+        return Tensor if any(known(source) is Tensor for source in node.all_input_nodes) else None
+    ours = (getattr(node.target, "__module__", None) or "").split(".")[0] == "repfx"
+    torchs = any(getattr(space, name, None) is node.target for space in _SPACES)
+    return _returned(node, name, known) if ours or torchs or name in _POOLS else None
 
 
-def way_around_raise(frame: FrameType) -> bool | None:
-    """The truth for which `assert ...` or `if ...: raise` does not raise, if that is what asks; else None.
-
-    An input for which it does raise is one that the original refuses.
-    """
-    if any(_may_catch(outer) for outer in _stack(frame)):
-        return None
-    code = list(dis.get_instructions(frame.f_code))
-    index = {instruction.offset: i for i, instruction in enumerate(code)}
-    here = index[frame.f_lasti]
-    if code[here].opname == "TO_BOOL":
-        here += 1
-    name = code[here].opname
-    if "JUMP" not in name or not ("IF_TRUE" in name or "IF_FALSE" in name):
-        return None
-    jumps_if = "IF_TRUE" in name
-    if _raises(code, index, here + 1):
-        return jumps_if
-    if _raises(code, index, index[code[here].argval]):
-        return not jumps_if
-    return None
+_SPACES = (torch, torch.nn.functional, torch.fft, torch.linalg, torch.special)
 
 
-_LEAVES = ("RETURN", "YIELD", "STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "STORE_DEREF", "RERAISE", "SEND")
+def _returned(node: fx.Node, name: str, known: Known) -> type | None:
+    """What a method or function of torch of this name returns."""
+    if name in ("max", "min", "median", "nanmedian"):
+        alone = len(node.args) == 1 and not node.kwargs
+        other = node.args[1] if len(node.args) == 2 and not node.kwargs else None
+        elementwise = isinstance(other, fx.Node) and known(other) is Tensor
+        return Tensor if alone or elementwise else None
+    if name in _POOLS:
+        with_indices = node.kwargs.get("return_indices", True in node.args[_POOLS[name] :])
+        return Tensor if with_indices is False else None
+    if name == "where":
+        return Tensor if len(node.args) + len(node.kwargs) > 1 else None
+    if name == "type":
+        return Tensor if len(node.args) + len(node.kwargs) > 1 else None
+    return _RETURNED.get(name, Tensor)
 
 
-def _raises(code: Sequence[dis.Instruction], index: Mapping[int, int], start: int) -> bool:
-    """Whether every way from here ends in a raise, whatever it computes for its message."""
-    work, seen = [start], set()
-    while work:
-        here = work.pop()
-        if here in seen or here >= len(code):
-            continue
-        seen.add(here)
-        name = code[here].opname
-        if name == "RAISE_VARARGS":
-            continue
-        if name.startswith(_LEAVES):
-            return False
-        jumps = "JUMP" in name or name == "FOR_ITER"
-        if jumps:
-            work.append(index[code[here].argval])
-        if not jumps or "_IF_" in name or name == "FOR_ITER":
-            work.append(here + 1)
-    return True
-
-
-def _stack(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frames of the model's own code."""
-    while frame is not None and "/repfx/capture.py" not in frame.f_code.co_filename:
-        if not is_library(frame.f_code.co_filename):
-            yield frame
-        frame = frame.f_back
-
-
-def _may_catch(frame: FrameType) -> bool:
-    """Whether the line that runs stands inside a `try` or a `with`."""
-    table = dis._parse_exception_table(frame.f_code)  # type: ignore[attr-defined]
-    return any(entry.start <= frame.f_lasti < entry.end for entry in table)
-
-
-def is_library(filename: str) -> bool:
-    """Whether a file is torch's, ours or Python's own."""
-    return not is_user_code(filename) or (filename.startswith(_PYTHON) and "-packages/" not in filename)
-
-
-_PYTHON = (sysconfig.get_paths()["stdlib"], "<frozen")
-
-
-def is_user_code(filename: str) -> bool:
-    """Whether a file is neither torch's nor ours."""
-    return "/torch/" not in filename and "/repfx/" not in filename
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

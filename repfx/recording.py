@@ -8,15 +8,15 @@ Whatever is not plain here goes to torch.fx's own code.
 
 from __future__ import annotations
 
-import dis
-import sys
 from collections import OrderedDict
-from types import EllipsisType, FrameType, NoneType
+from types import EllipsisType, NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Scope
+
+from repfx.introspection import frame_of_caller, unpacked
 
 _PLAIN = {
     str, int, float, bool, complex, NoneType, EllipsisType, torch.dtype, torch.device, torch.memory_format,
@@ -32,12 +32,16 @@ class RecordingTracer(fx.Tracer):
         self.scope = _Scope("", None)
         self.module_stack = _Stack()
         self._names: dict[Tensor, str] = {}  # of parameters and buffers
+        self._read: dict[str, Any] = {}  # the traced values of those that were read
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """As fx's, which leaves the tracer in a reference cycle: what it has collected is let go here."""
-        graph = super().trace(root, concrete_args)
-        self._names, self.tensor_attrs, self.num_calls, self.node_name_to_scope = {}, {}, {}, {}
-        return graph
+        try:
+            return super().trace(root, concrete_args)
+        finally:
+            self._names, self.tensor_attrs, self.num_calls, self.node_name_to_scope = {}, {}, {}, {}
+            self._read.clear()
+            self._read = {}
 
     def create_arg(self, a: Any) -> Any:
         """As fx's, whose order of questions it keeps; an exact type answers most of them at once."""
@@ -74,15 +78,22 @@ class RecordingTracer(fx.Tracer):
         return node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """As fx's: what a module's attribute is in the trace."""
+        """As fx's: what a module's attribute is in the trace.  A traced value that the code itself put there stays."""
+        if isinstance(attr_val, fx.Proxy):
+            return attr_val
         if not isinstance(attr_val, Tensor) or not (self.proxy_buffer_attributes or isinstance(attr_val, nn.Parameter)):
             return attr_val
         name = self._name_of(attr_val)
         if name is None:
             return attr_val
+        self._read = parameter_proxy_cache
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.attribute_proxy(name, attr_val)
         return parameter_proxy_cache[name]
+
+    def unpack(self, obj: fx.Proxy, count: int) -> Any:
+        """The items of a value that is unpacked into so many names."""
+        return (obj[i] for i in range(count))  # type: ignore[index]
 
     def attribute_proxy(self, name: str, value: Tensor) -> fx.Proxy:
         """The traced value of a parameter or buffer."""
@@ -101,11 +112,11 @@ class RecordingTracer(fx.Tracer):
 class RecordedProxy(fx.Proxy):
     """A traced value that finds its tracer, and the code that unpacks it, without searching."""
 
+    tracer: Any
+
     def __iter__(self) -> Any:
-        count = _unpacked(sys._getframe(1))
-        if count is None:
-            return self.tracer.iter(self)
-        return (self[i] for i in range(count))  # type: ignore[index]
+        count = unpacked(frame_of_caller())
+        return self.tracer.iter(self) if count is None else self.tracer.unpack(self, count)
 
     @classmethod
     def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
@@ -165,18 +176,6 @@ def _collect(value: Any, tracers: set[fx.proxy.TracerBase]) -> bool:
     if kind is dict:
         return all(_collect(item, tracers) for item in value.values())
     return kind in _PLAIN or kind is Tensor or kind is nn.Parameter
-
-
-_UNPACK, _EXTENDED = dis.opmap["UNPACK_SEQUENCE"], dis.opmap["EXTENDED_ARG"]
-
-
-def _unpacked(frame: FrameType) -> int | None:
-    """How many names the running statement unpacks a value into: 4 of `B, C, H, W = x.shape`; None of another one."""
-    code, here = frame.f_code.co_code, frame.f_lasti
-    if code[here] != _UNPACK:
-        return None
-    more = code[here - 1] if here > 1 and code[here - 2] == _EXTENDED else 0
-    return code[here + 1] + 256 * more
 
 
 def _registered(root: nn.Module, path: str) -> Tensor | None:

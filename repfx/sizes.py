@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from repfx.dead import remove_dead
 from repfx.inplace import is_size
-from repfx.modules import module_at
+from repfx.modules import SizeGuard, module_at
 
 _NORMS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
@@ -65,7 +65,62 @@ def read_sizes_early(graph: fx.Graph, root: nn.Module, whole: set[str]) -> None:
                     early = graph.call_method("size", (source, 0))
                 early.meta.update(node.meta)
                 node.replace_all_uses_with(early)
+    _check_ranks_early(graph, root, whole)
     remove_dead(graph)
+
+
+def _check_ranks_early(graph: fx.Graph, root: nn.Module, whole: set[str]) -> None:
+    """`B, C, H, W = x.shape` checks the number of axes: of the earliest value that has as many, and once."""
+    checked: set[tuple[fx.Node, int]] = set()
+    for node in list(graph.nodes):
+        guard = module_at(root, str(node.target)) if node.meta.get("guard") else None
+        shape = node.args[0] if node.args else None
+        if not isinstance(guard, SizeGuard) or guard.kind != "length" or not isinstance(shape, fx.Node):
+            continue
+        if not is_shape(shape):
+            continue
+        value = shape.args[0]
+        assert isinstance(value, fx.Node)
+        source = next((early for early in reversed(_of_one_rank(value, root, whole)) if _stays(early)), value)
+        if (source, guard.wanted) in checked:
+            graph.erase_node(node)
+            continue
+        checked.add((source, guard.wanted))
+        if source is not value:
+            with graph.inserting_before(node):
+                early = graph.call_function(getattr, (source, "shape"))
+            early.meta.update(shape.meta)
+            node.args = (early,)
+
+
+def _of_one_rank(value: fx.Node, root: nn.Module, whole: set[str]) -> list[fx.Node]:
+    """This value and those before it that have as many axes, the nearest first."""
+    found: list[fx.Node] = []
+    step: fx.Node | None = value
+    while step is not None and step not in found:
+        found.append(step)
+        step = _before(step, root, whole, _BATCHED, _BATCHED_FUNCTIONS) or _part_of(step)
+    return found
+
+
+def _part_of(node: fx.Node) -> fx.Node | None:
+    """What a concatenation begins with, or what a part was split off."""
+    if node.target in (torch.cat, torch.concat) and node.args:
+        parts = node.args[0]
+        return parts[0] if isinstance(parts, list | tuple) and isinstance(parts[0], fx.Node) else None
+    split = node.args[0] if node.target is operator.getitem else None
+    if not isinstance(split, fx.Node):
+        return None
+    name = split.target if isinstance(split.target, str) else getattr(split.target, "__name__", "")
+    source = split.args[0] if name in ("chunk", "split", "tensor_split") and split.args else None
+    return source if isinstance(source, fx.Node) else None
+
+
+def is_shape(node: fx.Node) -> bool:
+    """Whether a node is `x.shape` or `x.size()`."""
+    if node.op == "call_method":
+        return node.target == "size" and len(node.args) == 1 and not node.kwargs
+    return node.target is getattr and bool(node.args[1] == "shape")
 
 
 def batches(node: fx.Node, root: nn.Module, whole: set[str]) -> list[fx.Node]:

@@ -1,85 +1,58 @@
-"""What a forward leaves behind, or takes from outside: attributes, tensors, random numbers, autocast.
+"""What a forward leaves behind in its modules, and the way back.
 
-A graph holds operations on values and nothing else.  So a module is no graph, and becomes an island, whose code
-
-- draws random numbers of a fixed shape (tracing would keep the one sample it saw),
-- switches autocast on or off (the graph would run in the dtype of its surroundings),
-- reads an attribute that an earlier forward wrote (tracing would keep the value of that moment).
-
-Running a user's module never changes it: `held` puts its tensors back.
+A module that reads an attribute which an earlier forward wrote is no graph (tracing would keep the value of that
+moment) and becomes an island.  Running a user's module never changes it: `held` puts its tensors back.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 import operator
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from repfx.recording import RecordingTracer
+from repfx.modules import INDEX
+from repfx.reach import generator_state, is_generator, reach_of, same_state, set_generator_state, state_of, walk
 from repfx.walking import tensors_of
 
 
-class OutsideError(Exception):
-    """A forward does something that a graph of operations does not say."""
-
-
-class StateTracer(RecordingTracer):
-    """A tracer that stops where the traced code depends on more than its inputs and parameters."""
-
-    _autocast: tuple[bool, ...] = ()
-
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """As fx's, or an `OutsideError`."""
-        self._autocast = _autocast()
-        return _drawing_nothing(super().trace, root, concrete_args)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """As fx's, or an `OutsideError` in the innermost module that has a cause for it."""
-        return super().call_module(m, partial(_drawing_nothing, forward), args, kwargs)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """As fx's, or an `OutsideError` under autocast that the model switches itself."""
-        if _autocast() != self._autocast:
-            raise OutsideError("switches autocast, so its dtypes are not those of its surroundings")
-        return super().create_node(*args, **kwargs)
-
-
-def _autocast() -> tuple[bool, ...]:
-    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-
-
-def _drawing_nothing(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What a call returns, or an `OutsideError` where it draws random numbers."""
-    before = torch.get_rng_state()
-    value = run(*args, **kwargs)
-    if not torch.equal(before, torch.get_rng_state()):
-        torch.set_rng_state(before)
-        raise OutsideError("draws random numbers whose shape does not depend on the input")
-    return value
-
-
 class Kept:
-    """What all modules of a model hold in their attributes at one moment, and the way back to it."""
+    """What a model holds in its attributes, and its code elsewhere, at one moment; and the way back to it."""
 
     def __init__(self, model: nn.Module, modules: Sequence[tuple[str, nn.Module]]) -> None:
         """`modules`: all of them, by path."""
         self.model = model
         self.modules = modules
         self.before = [module.__dict__.copy() for _, module in modules]
-        held = _inside(v for values in self.before for v in values.values() if type(v) in _CONTAINERS)
-        self._empty = [container for container in held if not container]
-        self._filled = [(container, _copied(container)) for container in held if container]
+        self._reach = reach_of(module for _, module in modules)
+        within = list(walk(v for values in self.before for v in values.values() if type(v) not in _SCALARS))
+        known = set(map(id, within))
+        outside = [v for v in walk([*self._reach.values, *(v for *_, v in self._reach.bindings)]) if id(v) not in known]
+        own, others = _holders(within), _holders(outside)
+        self._empty = [container for container in (*own, *others) if not container]
+        self._filled = [(container, _copied(container)) for container in (*own, *others) if container]
+        self._outside = {id(container) for container in others}
+        self._generators = [(v, generator_state(v)) for v in (*within, *outside) if is_generator(v)]
         self._flags = [(t, t.requires_grad) for t in tensors_of(modules) if t.is_leaf]
+
+    def drew(self) -> bool:
+        """Whether a random generator of the model's own has moved."""
+        return any(not same_state(generator_state(one), state) for one, state in self._generators)
+
+    def changed_outside(self) -> bool:
+        """Whether the code has left something beside its modules which it may read the next time.
+
+        A value that does not depend on the values of the input is a result kept to save work.
+        """
+        if self._reach.changed():
+            return True
+        filled = [*((empty, type(empty)()) for empty in self._empty if empty), *self._filled]
+        return any(id(one) in self._outside and _remembers(one, was, depends_on_values) for one, was in filled)
 
     def touched(self) -> bool:
         """Whether anything may be different now.  Looks at identities only, so it is quick and asks no value."""
@@ -94,6 +67,10 @@ class Kept:
         for tensor, flag in self._flags:
             if tensor.requires_grad is not flag:
                 tensor.requires_grad_(flag)
+        for generator, state in self._generators:
+            if not same_state(generator_state(generator), state):
+                set_generator_state(generator, state)
+        self._reach.restore()
         if not self.touched():
             return []
         for container, content in [*((empty, type(empty)()) for empty in self._empty if empty), *self._filled]:
@@ -119,7 +96,8 @@ class Kept:
         tables = {id(table) for values in self.before for table in (values["_parameters"], values["_buffers"])}
         filled = [*((empty, type(empty)()) for empty in self._empty if empty), *self._filled]
         differs = (
-            (one, not _identical(one, was) if id(one) in tables else _remembers(one, was)) for one, was in filled
+            (one, not _identical(one, was) if id(one) in tables else _remembers(one, was, _depends_on_input))
+            for one, was in filled
         )
         written = {id(one) for one, new in differs if new}
         return [path for path, module in known if _differs(module, held[path]) or _holds(held[path], written)]
@@ -145,39 +123,39 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _CONTAINERS = {dict, OrderedDict, defaultdict, Counter, list, set, deque}  # hooks are kept in ordered ones
 
 
-def _inside(containers: Iterable[Any]) -> list[Any]:
-    """These containers and those in them."""
-    found: dict[int, Any] = {}
-    work = list(containers)
-    while work:
-        container = work.pop()
-        if id(container) in found:
-            continue
-        found[id(container)] = container
-        if container:
-            values = container.values() if isinstance(container, dict) else container
-            work += [value for value in values if type(value) in _CONTAINERS]
-    return list(found.values())
+_SCALARS = {str, int, float, bool, type(None), Tensor, nn.Parameter, torch.Size}
 
 
-def _remembers(container: Any, before: Any) -> bool:
+def _holders(values: Iterable[Any]) -> list[Any]:
+    """The containers among these values, and the attributes of the plain objects."""
+    found = []
+    for value in values:
+        if type(value) in _CONTAINERS:
+            found.append(value)
+        elif type(value) not in _SCALARS and (own := state_of(value)) is not None:
+            found.append(own)
+    return found
+
+
+def _remembers(container: Any, before: Any, depends: Callable[[fx.Node], bool]) -> bool:
     """Whether a container lacks something, or holds something new that the next forward may not have made itself.
 
-    A value that depends on parameters alone is a result kept to save work.
+    A value that does not depend on the input, as `depends` has it, is a result kept to save work.
     """
+    now, was = _entries(container), _entries(before)
+    earlier = {key: id(value) for key, value in was}
+    fresh = [value for key, value in now if earlier.get(key, 0) != id(value)]
+    lost = not set(earlier) <= {key for key, _ in now}
+    return lost or any(not issubclass(type(value), fx.Proxy) or depends(value.node) for value in fresh)
+
+
+def _entries(container: Any) -> list[tuple[Any, Any]]:
+    """What a container holds, each under a key that asks no traced value for its hash."""
     if isinstance(container, dict):
-        fresh = [value for key, value in container.items() if key not in before or before[key] is not value]
-        lost = any(key not in container for key in before)
-    elif isinstance(container, set):
-        fresh, lost = list(container - before), bool(before - container)
-    else:
-        paired = list(itertools.zip_longest(container, before, fillvalue=_NOTHING))
-        fresh = [now for now, was in paired if now is not was and now is not _NOTHING]
-        lost = any(now is _NOTHING for now, _ in paired)
-    return lost or any(not isinstance(value, fx.Proxy) or _depends_on_input(value.node) for value in fresh)
-
-
-_NOTHING = object()
+        return [(key if type(key) in _SCALARS else id(key), value) for key, value in container.items()]
+    if isinstance(container, set):
+        return [(id(item), item) for item in container]
+    return list(enumerate(container))
 
 
 def _depends_on_input(node: fx.Node) -> bool:
@@ -192,12 +170,31 @@ def _depends_on_input(node: fx.Node) -> bool:
     return False
 
 
+_METADATA = ("shape", "ndim", "dtype", "device", "layout", "size", "dim", "numel", "is_cuda", "requires_grad")
+
+
+def depends_on_values(node: fx.Node) -> bool:
+    """Whether a value depends on the numbers of an input, and not only on its sizes, dtype or device."""
+    work, seen = [node], {node}
+    while work:
+        step = work.pop()
+        if step.op == "placeholder":
+            return True
+        name = step.args[1] if step.target is getattr else step.target
+        if step.op in ("call_function", "call_method") and name in _METADATA:
+            continue
+        fresh = [given for given in step.all_input_nodes if given not in seen]
+        seen.update(fresh)
+        work += fresh
+    return False
+
+
 def _holds(values: Mapping[str, Any], written: set[int]) -> bool:
     """Whether any of these values is a container that was written to, or has one in it."""
     if not written:
         return False
-    own = _inside(v for name, v in values.items() if type(v) in _CONTAINERS and name != "_modules")
-    return any(id(container) in written for container in own)
+    own = walk(v for name, v in values.items() if type(v) not in _SCALARS and name != "_modules")
+    return any(id(container) in written for container in _holders(own))
 
 
 def _copied(container: Any) -> Any:
@@ -232,7 +229,7 @@ def _put_back(container: Any, content: Any) -> None:
 def counts(module: nn.Module, before: Mapping[str, object]) -> bool:
     """Whether a number that the module kept is another one now."""
     return any(
-        isinstance(value, int | float)
+        issubclass(type(value), int | float)
         and key in before
         and type(before[key]) in (int, float, bool)
         and value != before[key]
@@ -240,47 +237,40 @@ def counts(module: nn.Module, before: Mapping[str, object]) -> bool:
     )
 
 
-def remembering(
-    model: nn.Module, graph: fx.Graph, retrace: Callable[[nn.Module], fx.Graph], changed: list[str]
-) -> list[str]:
-    """Paths of modules whose next forward depends on attributes that the traced one has left.
+def retraced(
+    model: nn.Module, added: Collection[str], graph: fx.Graph, retrace: Callable[[nn.Module], fx.Graph]
+) -> fx.Graph | None:
+    """A second trace of a model that finds what the first one, `graph`, has left, before that is put back.
 
-    To be called before those attributes are put back; `changed` are the modules that have some.  They matter
-    iff tracing once more gives another graph.
+    `added` are the modules that the first trace gave to the model.
+    None where the user's code, given that, fails, or goes on with a value of the first trace.
     """
-    if not changed:
-        return []
     again = copy.copy(model)
-    for name in [name for name in again.__dict__ if _is_met(name)]:
+    again.__dict__["_modules"] = {name: part for name, part in model._modules.items() if name not in added}
+    for name in [name for name in again.__dict__ if is_met(name)]:
         del again.__dict__[name]
     try:
         second = retrace(again)
-    except Exception:  # the user's code, given what it left: values of another trace
-        return changed
+    except Exception:
+        return None
     finally:
         for node in graph.nodes:
             for user in [user for user in node.users if user.graph is not graph]:
                 del node.users[user]
     earlier = {given for node in second.nodes for given in node.all_input_nodes if given.graph is not second}
-    return [] if _outline(graph) == _outline(second) and not any(map(_depends_on_input, earlier)) else changed
+    return None if any(map(_depends_on_input, earlier)) else second
 
 
 def _differs(module: nn.Module, before: Mapping[str, Any]) -> bool:
     now = module.__dict__
     if _identical(now, before):
         return False
-    return not _same({name: value for name, value in now.items() if not _is_met(name)}, before)
+    return not _same({name: value for name, value in now.items() if not is_met(name)}, before)
 
 
-def _is_met(name: str) -> bool:
-    """Whether an attribute is a constant that fx met on the way and stored on the root."""
-    return name.startswith("_tensor_constant")
-
-
-def _outline(graph: fx.Graph) -> list[str]:
-    """A graph as text, node by node."""
-    told = [n for n in graph.nodes if not n.meta.get("guard")]
-    return [f"{n.op} {n.name} {n.target} {n.args} {n.kwargs}" for n in told]
+def is_met(name: str) -> bool:
+    """Whether an attribute is a constant that fx met on the way and stored on the root, or ours."""
+    return name.startswith("_tensor_constant") or name == INDEX
 
 
 def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

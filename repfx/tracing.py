@@ -1,9 +1,7 @@
-"""The tracer: torch.fx's, with our leaves, and one that also knows the sizes of an example.
+"""The tracer: torch.fx's, with our leaves, which stops at what it cannot answer truthfully.
 
-`Tracer` stops at code that asks a traced value for a number or a truth.  `SizedTracer` answers where the
-sizes, dtypes and devices of the example decide it alone, computed on fake tensors, which hold no values:
-so no answer ever depends on data.  Each answer leaves a `SizeGuard` in the graph, which checks at run
-time that it is still right.
+Code that asks a traced value for a number or a truth stops it; `repfx.example_tracer` knows the sizes of an
+example and can answer more.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import functools
 import inspect
 import operator
 import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -20,16 +19,16 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import CheckpointFunction
 
 from repfx.arguments import OPEN, Example, Passed, SignatureTracer, example_values, guarded, templates
-from repfx.inplace import MutableProxy, SizedParameterProxy
-from repfx.modules import EMITTED, ArgumentGuard, Guard, SizeGuard
-from repfx.questions import is_library, is_shape, kind, place, way_around_raise
-from repfx.recording import RecordedProxy
-from repfx.shapes import Shapes, part_sizes
-from repfx.state import StateTracer
+from repfx.introspection import frame_of_caller, place
+from repfx.modules import EMITTED, ArgumentGuard, CustomFunction, Guard, SizeGuard, module_at, note_module
+from repfx.questions import kind
+from repfx.shapes import SPLITS, Shapes, part_sizes, split_dim
+from repfx.sizes import is_shape
+from repfx.surroundings import WorldTracer
+from repfx.traced import TracedAttribute, TracedProxy, TracedTensor
 
 _OWN_FORWARD = (
     nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
@@ -53,10 +52,21 @@ def has_own_call(module: nn.Module) -> bool:
     return of.__call__ is not nn.Module.__call__ or of._call_impl is not nn.Module._call_impl
 
 
-class Tracer(SignatureTracer, StateTracer):
+AS_TEXT = "writes a value out as text"
+
+
+def is_assertion(node: fx.Node) -> bool:
+    """Whether a node checks something and computes nothing."""
+    return node.op == "call_function" and getattr(node.target, "__name__", "") in ("_assert", "assert_fn")
+
+
+class Tracer(SignatureTracer, WorldTracer):
     """torch.fx's tracer with our leaves, remembering the innermost module that stopped it."""
 
     proxy_buffer_attributes = True  # a buffer is read by name, like a parameter
+    value_type: type[TracedProxy] = TracedProxy
+    tensor_type: type[TracedTensor] = TracedTensor
+    attribute_type: type[fx.proxy.Attribute] = TracedAttribute
 
     def __init__(self, whole: set[str], example: Example | None = None, passed: Passed | None = None) -> None:
         super().__init__(autowrap_functions=())
@@ -66,9 +76,33 @@ class Tracer(SignatureTracer, StateTracer):
         self._given: dict[str, Any] = {}  # the example's arguments by placeholder
         self.broke_at = ""
         self.refusal: fx.proxy.TraceError | None = None  # the last one; the model's own code may have caught it
-        self.added: set[str] = set()  # names of the modules that the trace gave to the root
+        self.added: dict[str, nn.Module] = {}  # what the trace gives to the root, once the root's code has run
+        self.outermost: FrameType | None = None  # where the trace began
         self._broken = False
         self._leaves: dict[type, bool] = {}
+        self._kinds: dict[fx.Node, type | None] = {}
+        self.made: list[weakref.ref[Any]] = []  # all traced values
+        self.words: dict[str, str] = {}  # what stands for values in texts, and the module that wrote it
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        self.outermost = frame_of_caller(0)
+        try:
+            graph = super().trace(root, concrete_args)
+            stray = self.stray_word()
+            if stray is not None:
+                self._broken, self.broke_at = True, stray
+                self.stop(AS_TEXT)
+            for name, module in self.added.items():
+                self.root.add_module(name, module)
+            return graph
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Let go of what the trace has collected: torch.fx leaves the tracer in a reference cycle."""
+        self.outermost = None
+        self._kinds = {}
+        self.__dict__.pop("known_shapes", None)
 
     def templates(self, root: nn.Module, parameters: Sequence[inspect.Parameter]) -> dict[str, Any]:
         """What of the arguments is compiled in."""
@@ -100,10 +134,15 @@ class Tracer(SignatureTracer, StateTracer):
 
     def _add(self, names: Iterator[str], module: nn.Module) -> str:
         """Give the root a module under the first name that is free."""
-        name = next(n for n in names if not hasattr(self.root, n))
-        self.root.add_module(name, module)
-        self.added.add(name)
+        name = next(n for n in names if n not in self.added and not hasattr(self.root, n))
+        self.added[name] = module
+        note_module(self.root, name, module)
         return name
+
+    def take_away(self, guard: fx.Node) -> None:
+        """Erase a call of `_add`'s, and what it calls."""
+        del self.added[str(guard.target)]
+        self.graph.erase_node(guard)
 
     def _adopt(self, m: nn.Module) -> None:
         """Give a module that no other module owns (it lies in a plain list or dictionary) a path on the root."""
@@ -115,12 +154,14 @@ class Tracer(SignatureTracer, StateTracer):
             self.submodule_paths.setdefault(part, f"{name}.{path}" if path else name)
 
     def attribute_proxy(self, name: str, value: Tensor) -> fx.Proxy:
-        if not isinstance(value, nn.Parameter):
-            return super().attribute_proxy(name, value)
-        return SizedParameterProxy(self, self.create_proxy("get_attr", name, (), {}).node, name, value)
+        proxy = self.tensor_type(super().attribute_proxy(name, value).node, self, value)
+        self.made.append(weakref.ref(proxy))
+        return proxy
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return TracedProxy(node, self)
+        value = self.tensor_type(node, self) if self.kind_of(node) is Tensor else self.value_type(node, self)
+        self.made.append(weakref.ref(value))
+        return value
 
     def create_arg(self, a: Any) -> Any:
         """torch.fx makes every dictionary a plain one; here an ordered one, or a dataclass that is one, stays so."""
@@ -134,23 +175,93 @@ class Tracer(SignatureTracer, StateTracer):
             return self.create_node("call_function", OrderedDict, (pairs,), {})
         return super().create_arg(a)
 
-    def kind_of(self, node: fx.Node) -> type:
-        """The type that the value of a node has at run time.  Raises `TraceError` where the graph does not tell."""
-        if node.op != "placeholder":
-            return kind(node, self.root, self.whole)
-        given = self._given.get(str(node.target))
+    # --- what the model's code may know of a value ---
+
+    def kind_of(self, node: fx.Node) -> type | None:
+        """The type that the value of a node has at run time; None where the graph does not tell."""
+        if node not in self._kinds:
+            self._kinds[node] = self._kind_from_graph(node)
+        return self._kinds[node]
+
+    def _kind_from_graph(self, node: fx.Node) -> type | None:
+        if node.op == "placeholder":
+            return self._kind_of_argument(node)
+        hooked = node.op == "call_module" and str(node.target) in self.whole
+        if hooked and module_at(self.root, str(node.target))._forward_hooks:
+            return None  # a hook may return anything
+        return kind(node, self.kind_of, self.root)
+
+    def _kind_of_argument(self, node: fx.Node) -> type | None:
+        """Tensor, or what the example gives.  What an unread module's code passes to another is not known."""
+        target = str(node.target)
+        if target.startswith("*"):
+            return dict if target.startswith("**") else tuple
+        if self.example is None:
+            return None if self.passed is not None and not isinstance(self.root, fx.GraphModule) else Tensor
+        given = self._given.get(target)
         return Tensor if given is None or isinstance(given, Tensor) else type(given)
+
+    def type_of(self, value: TracedProxy) -> type:
+        """What `isinstance(value, ...)` goes by."""
+        found = self.kind_of(value.node)
+        if found is None:
+            self.stop(f"asks what type {value.node.name} has, which nothing tells")
+        return found
 
     def check_attribute(self, node: fx.Node, name: str) -> None:
         """Raise `AttributeError` where the value has no such attribute: `hasattr(x, "logits")`."""
-        if hasattr(Tensor, name):
+        found = self.kind_of(node)
+        if found is None or hasattr(found, name):
             return
-        try:
-            of = self.kind_of(node)
-        except fx.proxy.TraceError:
-            return
-        if not hasattr(of, name):
-            raise AttributeError(f"{of.__name__} has no attribute {name}")
+        given = self._given.get(str(node.target)) if node.op == "placeholder" else None
+        if not hasattr(given, name):
+            raise AttributeError(f"{found.__name__!r} object has no attribute {name!r}")
+
+    def gradient_fact(self, value: TracedTensor, name: str) -> Any:
+        """What depends on whether gradients are recorded: answered as in the world of this trace.
+
+        `repfx.capture` traces in both worlds, and a module that goes another way in the other one is an island.
+        """
+        held = value.held
+        match name:
+            case "requires_grad":
+                return self.gradients if held is None else held.requires_grad
+            case "is_leaf":
+                return held is not None or value.node.op == "placeholder" or not self.gradients
+            case "grad_fn" if held is not None or not self.gradients:
+                return None
+            case "retains_grad" | "volatile" if not self.gradients:
+                return False
+            case _:
+                self.stop(f"asks for .{name} of a value, which is no function of the inputs")
+
+    def text_of(self, obj: fx.Proxy, write: Callable[[Any], str]) -> str:
+        """A word that stands for a value in a text, for the message of an assertion and for nothing else."""
+        word = f"<value {len(self.words)} of the trace>"
+        self.words[word] = self.scope.module_path
+        return word
+
+    def stray_word(self) -> str | None:
+        """Where a value was written into a text that is not the message of an assertion; None if nowhere."""
+        if not self.words:
+            return None
+        messages = " ".join(str(a) for n in self.graph.nodes if is_assertion(n) for a in (*n.args, *n.kwargs.values()))
+        return next((path for word, path in self.words.items() if word not in messages), None)
+
+    def holds(self, obj: fx.Proxy, item: Any) -> bool:
+        """Whether a value contains another: `3 in x.shape`."""
+        return self.to_bool(self.create_proxy("call_function", operator.contains, (obj, item), {}))
+
+    def unpack(self, obj: fx.Proxy, count: int) -> Any:
+        """The items of a value that is unpacked into so many names; another number of items is checked for."""
+        known = self._count(obj.node)
+        if (
+            known is None and _asks_for(obj.node) != count
+        ):  # a chunk never has more parts, and misses one if it has fewer
+            self._guard_length(obj.node, count)
+        if known is not None and known != count:
+            raise ValueError(f"{'too many' if known > count else 'not enough'} values to unpack (expected {count})")
+        return super().unpack(obj, count)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """The items of a split or of a shape, where structure tells how many there are."""
@@ -185,21 +296,66 @@ class Tracer(SignatureTracer, StateTracer):
         self.refusal = fx.proxy.TraceError(what)
         raise self.refusal
 
+    def stop_in(self, module: nn.Module, what: str) -> NoReturn:
+        """Give up on a module whose code has just run."""
+        if not self._broken:
+            self._broken, self.broke_at = True, self.path_of_module(module)
+        self.stop(what)
+
+    def custom_function(
+        self, function: type[torch.autograd.Function], forward: Callable[..., Any], args: tuple[Any, ...]
+    ) -> Any:
+        """One call of a function with a backward of its own; gradient checkpointing is only what it runs."""
+        if function is CheckpointFunction:
+            _, run, _, *rest = args
+            return run(*rest)
+        before = next(reversed(self.graph.nodes))
+        made = forward(*args)  # seen and forgotten: only what kind of result it has counts
+        parts = made if isinstance(made, tuple) else (made,)
+        if not all(part is None or isinstance(part, Tensor) for part in parts):
+            self.stop(f"calls {function.__name__}, which returns other things than tensors")
+        self.forget_after(before)
+        given = args[1:] if isinstance(args[0], torch.autograd.function.FunctionCtx) else args
+        module = CustomFunction(function, len(made) if isinstance(made, tuple) else None)
+        base = f"custom_{function.__name__}"
+        name = self._add((base if i == 0 else f"{base}_{i}" for i in range(sys.maxsize)), module)
+        value: Any = self.create_proxy("call_module", name, tuple(given), {})
+        if not isinstance(made, tuple):
+            return value
+        return tuple([None if part is None else value[i] for i, part in enumerate(made)])
+
+    def forget_after(self, last: fx.Node) -> None:
+        """Take back everything that was recorded after a node."""
+        for node in reversed(list(self.graph.nodes)):
+            if node is last:
+                return
+            if node.op == "call_module" and str(node.target) in self.added:
+                self.take_away(node)
+            else:
+                self.graph.erase_node(node)
+
     def _count(self, node: fx.Node) -> int | None:
-        """How many parts a split has, or a shape; a shape's rank is checked at run time."""
+        """How many items a value has: a split, a shape, a tensor; a shape's rank is checked at run time."""
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         source = node.args[0] if node.args else None
-        if name in ("split", "split_with_sizes", "chunk") and isinstance(source, fx.Node):
-            dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
-            total = self.known_shapes.size(source, dim) if isinstance(dim, int) else None
-            sizes = part_sizes(node, total)
+        if self.kind_of(node) is Tensor:
+            return self.known_shapes.size(node, 0)
+        if name == "unbind" and isinstance(source, fx.Node):
+            dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+            return self.known_shapes.size(source, dim) if isinstance(dim, int) else None
+        if name in SPLITS and isinstance(source, fx.Node):
+            dim = split_dim(node, name)
+            sizes = part_sizes(node, self.known_shapes.size(source, dim) if isinstance(dim, int) else None)
             return None if sizes is None else len(sizes)
         if is_shape(node) and isinstance(source, fx.Node):
             rank = self.known_shapes.rank(source)
             if rank is not None:
-                self.add_guard("sizes", SizeGuard("length", rank, place(), ""), (fx.Proxy(node, self),), {})
+                self._guard_length(node, rank)
             return rank
         return None
+
+    def _guard_length(self, node: fx.Node, length: int) -> None:
+        self.add_guard("sizes", SizeGuard("length", length, place(), ""), (fx.Proxy(node, self),), {})
 
     @functools.cached_property
     def known_shapes(self) -> Shapes:
@@ -234,230 +390,9 @@ class Tracer(SignatureTracer, StateTracer):
         return value
 
 
-class TracedProxy(RecordedProxy, MutableProxy):
-    """A traced value, which says what type the value has, and takes the way of a check that does not raise."""
-
-    tracer: Any
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:  # what isinstance() asks
-        if is_library(sys._getframe(1).f_code.co_filename):
-            return type(self)
-        try:
-            found: type = self.tracer.kind_of(self.node)
-        except fx.proxy.TraceError as error:
-            self.tracer.stop(str(error))
-        return found
-
-    def __getattr__(self, name: str) -> fx.proxy.Attribute:
-        self.tracer.check_attribute(self.node, name)
-        return TracedAttribute(self, name)
-
-    def __hash__(self) -> int:
-        if is_library(sys._getframe(1).f_code.co_filename):
-            return object.__hash__(self)
-        return hash(self.tracer.key_of(self))
-
-    def __len__(self) -> int:
-        return self.tracer.size_of(self)
-
-    def __int__(self) -> int:
-        return int(self.tracer.number_of(self))
-
-    def __bool__(self) -> bool:
-        way = way_around_raise(sys._getframe(1))
-        return self.tracer.to_bool(self) if way is None else way
-
-
-class TracedAttribute(fx.proxy.Attribute, TracedProxy):
-    """`x.shape`, or the method that `x.view` is."""
-
-    tracer: Any
-
-    def __getattr__(self, name: str) -> fx.proxy.Attribute:
-        return TracedAttribute(self, name)
-
-
-class SizedProxy(TracedProxy):
-    """A traced value whose sizes are known for the example."""
-
-    def __getattr__(self, name: str) -> fx.proxy.Attribute:
-        self.tracer.check_attribute(self.node, name)
-        return SizedAttribute(self, name)
-
-    def __index__(self) -> int:
-        value = operator.index(self.tracer.number_of(self))
-        self.tracer.asked_by(sys._getframe(1))
-        return value
-
-    def __float__(self) -> float:
-        value = float(self.tracer.number_of(self))
-        self.tracer.asked_by(sys._getframe(1))
-        return value
-
-    def __round__(self, digits: int | None = None) -> Any:
-        return round(self.tracer.number_of(self), digits)
-
-    @classmethod
-    def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
-        found: list[Any] = []
-        tree_map(lambda x: found.append(x) if type(x) in (SizedProxy, SizedAttribute) else None, (args, kwargs))
-        for proxy in found[:1]:
-            proxy.tracer.take_back(sys._getframe(1))
-        return super().__torch_function__(orig_method, types, args, kwargs)
-
-
-class SizedAttribute(fx.proxy.Attribute, SizedProxy):
-    """`x.shape`, whose length and items are known for the example."""
-
-    tracer: Any
-
-    def __getattr__(self, name: str) -> fx.proxy.Attribute:
-        return SizedAttribute(self, name)
-
-
-class SizedTracer(Tracer):
-    """A tracer that decides by the sizes of the example what those alone decide."""
-
-    def __init__(self, whole: set[str], example: Example) -> None:
-        super().__init__(whole, example)
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.facts: dict[fx.Node, Any] = {}
-        self.decisions: dict[fx.Node, str] = {}  # by guard
-        self._asked: list[tuple[FrameType, int, fx.Node]] = []  # numbers asked for since the last operation
-        self._computing = False
-        shapes: list[str] = []
-        tree_map(lambda x: shapes.append(str(tuple(x.shape))) if isinstance(x, Tensor) else None,
-                 (example.args, dict(example.kwargs)))  # fmt: skip
-        self.shapes = ", ".join(shapes)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return SizedProxy(node, self)
-
-    def asked_by(self, frame: FrameType) -> None:
-        """Note which instruction asked for the number that the last guard checks."""
-        self._asked.append((frame, frame.f_lasti, next(reversed(self.graph.nodes))))
-
-    def take_back(self, frame: FrameType) -> None:
-        """Forget numbers that torch asked for only to see that they are, and then recorded as the values they are."""
-        for asking, instruction, guard in self._asked:
-            if asking is frame and instruction == frame.f_lasti:
-                delattr(self.root, str(guard.target))
-                self.graph.erase_node(guard)
-                del self.decisions[guard]
-        self._asked.clear()
-
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> fx.Proxy:
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        if not (kind == "call_module" and isinstance(self.root.get_submodule(target), Guard)):
-            self._asked.clear()
-            self._compute(proxy.node)
-        return proxy
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if self._computing:
-            return attr_val
-        value = super().getattr(attr, attr_val, parameter_proxy_cache)
-        if isinstance(value, fx.Proxy) and value.node not in self.facts:
-            self._compute(value.node)
-        return value
-
-    def attribute_proxy(self, name: str, value: Tensor) -> fx.Proxy:
-        return self.create_proxy("get_attr", name, (), {})
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if self._computing:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def create_arg(self, a: Any) -> Any:
-        if issubclass(type(a), FakeTensor):
-            self.stop("holds on to a value of the trace")
-        return super().create_arg(a)
-
-    def kind_of(self, node: fx.Node) -> type:
-        if node not in self.facts:
-            return super().kind_of(node)
-        return Tensor if isinstance(self.facts[node], Tensor) else type(self.facts[node])
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """A truth that sizes decide."""
-        if not self._is_fact(obj.node):
-            return super().to_bool(obj)
-        return bool(self._decided(obj.node, bool(self.facts[obj.node]), "truth"))
-
-    def number_of(self, obj: fx.Proxy) -> Any:
-        """A number that sizes decide."""
-        value = self.facts.get(obj.node)
-        if not isinstance(value, int | float):
-            return super().number_of(obj)
-        return self._decided(obj.node, value, "value")
-
-    def key_of(self, obj: fx.Proxy) -> Any:
-        """A key that sizes decide."""
-        if not self._is_fact(obj.node):
-            return super().key_of(obj)
-        return self._decided(obj.node, self.facts[obj.node], "value")
-
-    def size_of(self, obj: fx.Proxy) -> int:
-        """How many items a value has, where sizes decide that."""
-        value = self.facts.get(obj.node)
-        if not isinstance(value, Tensor | tuple | list) or (isinstance(value, Tensor) and not value.dim()):
-            return super().size_of(obj)
-        return int(self._decided(obj.node, len(value), "length"))
-
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """The items, as many as the example has."""
-        if not isinstance(self.facts.get(obj.node), Tensor | tuple | list):
-            return super().iter(obj)
-        if not is_shape(obj.node) and self._count(obj.node) is not None:
-            return super().iter(obj)  # structure tells, for every size
-        items = range(self.size_of(obj))
-        return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in items])
-
-    def _is_fact(self, node: fx.Node) -> bool:
-        """Whether a value is known for the example, and no tensor."""
-        return node in self.facts and not isinstance(self.facts[node], Tensor)
-
-    def _decided(self, node: fx.Node, value: Any, kind: str) -> Any:
-        where = place()
-        guard = self.add_guard("sizes", SizeGuard(kind, value, where, self.shapes), (fx.Proxy(node, self),), {})
-        self.decisions[guard] = f"{where}: decided by example inputs of shape {self.shapes}"
-        return value
-
-    def _compute(self, node: fx.Node) -> None:
-        """What the node is for the example, as far as sizes tell."""
-        if node.op == "placeholder":
-            value = self._given.get(str(node.target).lstrip("*"))
-            self.facts[node] = tree_map(lambda x: self.fake.from_tensor(x) if isinstance(x, Tensor) else x, value)
-            return
-        if any(source not in self.facts for source in node.all_input_nodes):
-            return
-        if node.op == "call_module" and str(node.target) in self.whole:
-            return  # code that we do not know, which may keep what it is given
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.facts.__getitem__)
-        self._computing = True
-        try:
-            with self.fake, torch.no_grad():
-                self.facts[node] = self._run(node, args, kwargs)
-        except Exception:  # whatever fake tensors cannot do, values decide
-            self.facts.pop(node, None)
-        finally:
-            self._computing = False
-
-    def _run(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        match node.op:
-            case "call_function":
-                assert callable(node.target)
-                return node.target(*args, **kwargs)
-            case "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            case "call_module":
-                return self.root.get_submodule(str(node.target))(*args, **kwargs)
-            case "get_attr":
-                value = operator.attrgetter(str(node.target))(self.root)
-                return self.fake.from_tensor(value) if isinstance(value, Tensor) else value
-            case _:
-                raise NotImplementedError(node.op)
+def _asks_for(node: fx.Node) -> Any:
+    """How many parts a split by number asks for: 2 of `x.chunk(2, 1)`."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if name not in ("chunk", "tensor_split", "hsplit"):
+        return None
+    return node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()), None)

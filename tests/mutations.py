@@ -418,9 +418,9 @@ MUTANTS = (
     Mutant("arguments-not-checked", "repfx/modules.py", "if not _matches(given[name], wanted):", "if False:"),
     Mutant("sizes-not-checked", "repfx/modules.py", "if found != self.wanted:", "if False:"),
     Mutant("caller-may-pass-none", "repfx/arguments.py", "passed is not None and passed.gives(index, name)", "False"),
-    Mutant("caught-errors-are-passed", "repfx/capture.py", "if tracer.refusal is not None:", "if False:"),
-    Mutant("checks-in-a-try-are-passed", "repfx/questions.py", "if any(_may_catch(outer) for", "if any(False for"),
-    Mutant("types-are-guessed", "repfx/questions.py", "            if plain and not several:", "            if True:"),
+    Mutant("caught-errors-are-passed", "repfx/worlds.py", "if tracer.refusal is not None:", "if False:"),
+    Mutant("checks-in-a-try-are-passed", "repfx/introspection.py", "if any(_may_catch(outer) for", "if any(False for"),
+    Mutant("types-are-guessed", "repfx/questions.py", "return Tensor if plain and not several else None", "return Tensor"),
     # --- what reading a network means: rearranging, reshaping, padding, memory, state
     Mutant(
         "part-starts-one-early",
@@ -520,9 +520,9 @@ MUTANTS = (
     ),
     Mutant(
         "noise-is-a-constant",
-        "repfx/state.py",
-        "    if not torch.equal(before, torch.get_rng_state()):",
-        "    if False:",
+        "repfx/surroundings.py",
+        "        if torch.Tag.nondeterministic_seeded in func.tags:",
+        "        if False:",
     ),
     Mutant("attributes-stay-written", "repfx/state.py", "        if not self.touched():\n", "        if True:\n"),
     Mutant(
@@ -531,8 +531,8 @@ MUTANTS = (
         "if name is None or _registered(self.root, name) is not tensor:",
         "if name is None:",
     ),
-    Mutant("autocast-unseen", "repfx/state.py", "        if _autocast() != self._autocast:", "        if False:"),
-    Mutant("state-unseen", "repfx/state.py", "    if not changed:\n", "    if True:\n"),
+    Mutant("modes-unseen", "repfx/surroundings.py", "        if current_modes() != self._modes:", "        if False:"),
+    Mutant("state-unseen", "repfx/worlds.py", "if not changed and not kept.changed_outside():", "if True:"),
     Mutant("keywords-of-numpy-unseen", "repfx/keywords.py", "not _NAMES.keys().isdisjoint(node.kwargs)", "False"),
     # --- repfx/alike.py, repfx/repeating.py
     Mutant("given-facts-unseen", "repfx/alike.py", "same.setdefault(facts, [])", "same.setdefault((), [])"),
@@ -552,7 +552,7 @@ MUTANTS = (
         "inner-methods-unseen", "repfx/tracing.py", '("forward", "_conv_forward", "_output_padding")', '("forward",)'
     ),
     Mutant("written-containers-unseen", "repfx/state.py", "or _holds(held[path], written)", "or False"),
-    Mutant("rebuilt-parts-unseen", "repfx/capture.py", "if rebuilt or stateful:", "if stateful:"),
+    Mutant("rebuilt-parts-unseen", "repfx/worlds.py", "    if rebuilt:\n", "    if False:\n"),
     # --- passes
     Mutant("generated-weights-stay", "passes/fold_weights.py", "not generates_weight(lifted, node)", "True"),
     Mutant("frames-are-free", "repfx/cost.py", "_FRAME = Fraction(9, 10)", "_FRAME = Fraction(1)"),

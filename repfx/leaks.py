@@ -1,0 +1,86 @@
+"""Traced values that the user's code has put where they outlive the trace, taken back out.
+
+A forward may keep what it computes in a cache of its file, in a global, in an attribute of something that is no
+module.  After a trace nothing of the trace may be there: the next forward would compute with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import weakref
+from collections import deque
+from collections.abc import Iterable, Mapping
+from types import CellType, FrameType
+from typing import Any
+
+from torch import fx
+
+
+def take_back(made: Iterable[weakref.ref[fx.Proxy]], ours: Iterable[object] = ()) -> list[fx.Node]:
+    """Remove the traced values that still live from whatever holds them; returns their nodes.
+
+    `ours` are containers of the trace itself.  Which objects hold a value is known to the garbage collector alone.
+    """
+    alive = [value for value in (ref() for ref in made) if value is not None]
+    if not alive:
+        return []
+    origin = {id(value): value.node for value in alive}  # of each value, and of each tuple that has one in it
+    level: list[Any] = list(alive)
+    skipped = {id(thing) for thing in (alive, origin, *ours, *(value.__dict__ for value in alive))}
+    found: dict[fx.Node, None] = {}
+    while level:
+        holders = gc.get_referrers(*level)
+        outer: list[Any] = []
+        for holder in holders:
+            if holder is level or holder is outer or id(holder) in skipped or isinstance(holder, FrameType):
+                continue
+            if isinstance(holder, tuple | frozenset):
+                inside = [origin[id(item)] for item in holder if id(item) in origin]
+                if inside and id(holder) not in origin:
+                    origin[id(holder)] = inside[0]
+                    outer.append(holder)
+            else:
+                found |= dict.fromkeys(_removed(holder, origin))
+        level = outer
+    return list(found)
+
+
+def _removed(holder: Any, origin: Mapping[int, fx.Node]) -> list[fx.Node]:
+    """Remove what is in `origin` from what holds it, if that is a place where code keeps things."""
+    if isinstance(holder, dict):
+        pairs = [(key, item) for key, item in holder.items() if id(item) in origin or id(key) in origin]
+        rest = [(key, item) for key, item in holder.items() if id(item) not in origin and id(key) not in origin]
+        if any(id(key) in origin for key, _ in pairs):  # a traced value is a key: nothing may ask for its hash
+            holder.clear()
+            holder.update(rest)
+        else:
+            for key, _ in pairs:
+                del holder[key]
+        return [origin[id(key) if id(key) in origin else id(item)] for key, item in pairs]
+    if isinstance(holder, list | deque):
+        lost = [item for item in holder if id(item) in origin]
+        kept = [item for item in holder if id(item) not in origin]
+        if lost:
+            holder.clear()
+            holder.extend(kept)
+        return [origin[id(item)] for item in lost]
+    if isinstance(holder, set):
+        kept = [item for item in holder if id(item) not in origin]
+        lost = [item for item in holder if id(item) in origin]
+        holder.clear()
+        holder.update(kept)
+        return [origin[id(item)] for item in lost]
+    if isinstance(holder, CellType):
+        node = origin[id(holder.cell_contents)]
+        del holder.cell_contents
+        return [node]
+    if isinstance(holder, functools._lru_cache_wrapper):
+        holder.cache_clear()
+        return []
+    own = getattr(holder, "__dict__", {})
+    names = [name for name, item in own.items() if id(item) in origin]
+    nodes = [origin[id(own[name])] for name in names]
+    for name in names:
+        del own[name]
+    return nodes

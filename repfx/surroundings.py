@@ -1,0 +1,211 @@
+"""What surrounds a forward: modes, random generators, memory that outlives it, autograd functions.
+
+A graph holds operations on values and nothing else.  So a module is no graph, and becomes an island, whose code
+
+- draws random numbers of a fixed shape, or seeds a generator (tracing would keep the one sample it saw),
+- switches a mode (autocast, gradients, the default dtype): the graph would run in that of its surroundings,
+- writes into memory that is there before and after the forward and is no value of the trace.
+
+A function with a backward of its own is no island: it is one call in the graph, which keeps that backward.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from repfx.recording import RecordingTracer
+
+
+class WorldTracer(RecordingTracer):
+    """A tracer that stops where the traced code depends on more than its inputs and parameters."""
+
+    gradients = False  # whether the world of this trace records gradients
+    is_computing = False  # whether the tracer itself computes something at the moment
+    careful = False  # whether every module call is watched for random numbers
+    _modes: tuple[Any, ...] = ()
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """As fx's, in a world with or without gradients."""
+        with torch.set_grad_enabled(self.gradients), _Watch(self), _custom_functions(self), _checkpoints_anywhere():
+            self._modes = current_modes()
+            return super().trace(root, concrete_args)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """As fx's."""
+        if not self.careful:
+            return super().call_module(m, forward, args, kwargs)
+        before = generators()
+        value = super().call_module(m, forward, args, kwargs)
+        if not same_generators(before, generators()):
+            self.stop_in(m, RANDOM)
+        return value
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """As fx's, as long as the model's code has not switched a mode."""
+        if current_modes() != self._modes:
+            self.stop(_switched(self._modes, current_modes()))
+        return super().create_node(*args, **kwargs)
+
+    def custom_function(
+        self, function: type[torch.autograd.Function], forward: Callable[..., Any], args: tuple[Any, ...]
+    ) -> Any:
+        """One call of a function with a backward of its own; `args` may begin with its context."""
+        raise NotImplementedError
+
+    def stop(self, what: str) -> Any:
+        """Give up on the module whose code runs."""
+        raise NotImplementedError
+
+    def stop_in(self, module: nn.Module, what: str) -> Any:
+        """Give up on a module whose code has just run."""
+        raise NotImplementedError
+
+
+RANDOM = "draws random numbers that do not depend on the input, or seeds a generator"
+_MODES = {
+    "gradients": "switches gradients on or off, which a graph would do for its surroundings",
+    "autocast": "switches autocast, so its dtypes are not those of its surroundings",
+    "default": "switches the default dtype or device",
+}
+
+
+def _switched(before: tuple[Any, ...], now: tuple[Any, ...]) -> str:
+    names = ("gradients", "gradients", "autocast", "default", "default")
+    return next(_MODES[name] for name, a, b in zip(names, before, now) if a != b)
+
+
+class _Watch(TorchDispatchMode):
+    """Sees every operation on real tensors during a trace: those are computed once, and never again."""
+
+    def __init__(self, tracer: WorldTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.tracer.is_computing:
+            return func(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.tracer.stop(RANDOM)
+        if func._schema.is_mutable:
+            self._check_written(func, args, kwargs)
+        made = func(*args, **kwargs)
+        given = {_memory(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        self._made |= {_memory(t) for t in tree_leaves(made) if isinstance(t, Tensor)} - given
+        return made
+
+    def _check_written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Stop before something is written that was there before the trace."""
+        for position, argument in enumerate(func._schema.arguments):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            value = kwargs.get(argument.name) if position >= len(args) else args[position]
+            if written and isinstance(value, Tensor) and _memory(value) not in self._made:
+                self.tracer.stop("writes into a tensor that outlives the forward")
+
+
+def _memory(tensor: Tensor) -> int:
+    """What identifies a tensor's memory: none has any on the meta device, where nothing is written."""
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (NotImplementedError, RuntimeError):  # a layout or subclass without memory of its own
+        return id(tensor)
+
+
+@contextmanager
+def _custom_functions(tracer: WorldTracer) -> Iterator[None]:
+    """Let the tracer see every call of an autograd function.
+
+    A kept `apply = Swish.apply` leads straight into C code, which then asks the class for its `forward`.  The class
+    answers through its metaclass, which is Python; that is where the tracer stands.
+    """
+    meta = type(torch.autograd.Function)
+    earlier = meta.__dict__.get("__getattribute__")
+    plain: Callable[[type, str], Any] = earlier or type.__getattribute__
+
+    def answer(cls: type[torch.autograd.Function], name: str) -> Any:
+        found = plain(cls, name)
+        return _seen(tracer, cls, found) if name == "forward" else found
+
+    type.__setattr__(meta, "__getattribute__", answer)
+    try:
+        yield
+    finally:
+        if earlier is None:
+            type.__delattr__(meta, "__getattribute__")
+        else:
+            type.__setattr__(meta, "__getattribute__", earlier)
+
+
+def _seen(tracer: WorldTracer, cls: type[torch.autograd.Function], forward: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any) -> Any:
+        if not any(isinstance(a, fx.Proxy) for a in args):
+            return forward(*args)
+        with torch.set_grad_enabled(tracer.gradients):  # C code has switched them off for the function's own forward
+            return tracer.custom_function(cls, forward, args)
+
+    return called
+
+
+@contextmanager
+def _checkpoints_anywhere() -> Iterator[None]:
+    """Gradient checkpointing asks its arguments for their device, to keep generators; a trace has none to keep."""
+    earlier = checkpoint._infer_device_type
+    checkpoint._infer_device_type = lambda *args: "cpu"
+    try:
+        yield
+    finally:
+        checkpoint._infer_device_type = earlier
+
+
+# --- modes ----------------------------------------------------------------------------------------
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def current_modes() -> tuple[Any, ...]:
+    """Everything that changes what an operation does without being one of its arguments."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        tuple([torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in _DEVICES]),
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+    )
+
+
+# --- random generators ----------------------------------------------------------------------------
+
+
+def generators() -> tuple[Any, ...]:
+    """The states of the generators that belong to nobody: Python's, NumPy's, torch's."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def same_generators(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    """Whether no generator has moved."""
+    (python, numpy, torchs), (python_now, numpy_now, torchs_now) = before, now
+    return (
+        python == python_now
+        and all(np.array_equal(a, b) for a, b in zip(numpy, numpy_now))
+        and torch.equal(torchs, torchs_now)
+    )
+
+
+def set_generators(states: tuple[Any, ...]) -> None:
+    """Put the generators into earlier states."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])

@@ -1,0 +1,268 @@
+"""Traced values: what stands for a tensor, a size or anything else while the user's code runs.
+
+A traced tensor *is* a `torch.Tensor`, of a subclass that records what is done to it.  So `isinstance`, `match`,
+`singledispatch` and C code see the truth without being told anything.  It has no memory and no sizes of its own:
+C code that looks for them past `__torch_function__` ends in `__torch_dispatch__`, which refuses.  A traced size is
+no tensor, and says through `__class__` that it is an int.
+
+What a value cannot answer truthfully, and could not be recorded, is refused, whoever asks; `Tracer` decides what
+can be answered.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
+
+from repfx.inplace import MutableProxy
+from repfx.introspection import frame_of_caller, instruction, way_around_raise
+from repfx.questions import ATTRIBUTES
+from repfx.recording import RecordedProxy
+
+_OWN = ("node", "tracer", "root", "attr", "_node")  # what torch.fx keeps on a traced value
+
+
+class TracedProxy(RecordedProxy, MutableProxy):
+    """A traced value, which says what type the value has, and takes the way of a check that does not raise."""
+
+    tracer: Any
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # what isinstance() asks
+        found: type = self.tracer.type_of(self)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        self.tracer.check_attribute(self.node, name)
+        return self._attribute(name)
+
+    def _attribute(self, name: str) -> Any:
+        made = self.tracer.attribute_type(self, name)
+        self.tracer.made.append(weakref.ref(made))
+        return made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _OWN:
+            self.tracer.stop(f"assigns .{name} of a value")
+        self.__dict__[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        self.tracer.stop(f"deletes .{name} of a value")
+
+    def __hash__(self) -> int:
+        return hash(self.tracer.key_of(self))
+
+    def __len__(self) -> int:
+        return int(self.tracer.size_of(self))
+
+    def __bool__(self) -> bool:
+        way = way_around_raise(frame_of_caller(), self.tracer.outermost)
+        return bool(self.tracer.to_bool(self)) if way is None else way
+
+    def __int__(self) -> int:
+        return int(self.tracer.number_of(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.number_of(self))
+
+    def __complex__(self) -> complex:
+        return complex(self.tracer.number_of(self))
+
+    def __repr__(self) -> str:
+        return str(self.tracer.text_of(self, repr))
+
+    def __str__(self) -> str:
+        return str(self.tracer.text_of(self, str))
+
+    def __format__(self, how: str) -> str:
+        return str(self.tracer.text_of(self, lambda value: format(value, how)))
+
+    def __contains__(self, item: Any) -> bool:
+        return bool(self.tracer.holds(self, item))
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        self.tracer.stop("copies a value deeply")
+
+    def __copy__(self) -> Any:
+        self.tracer.stop("copies a value")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        self.tracer.stop("pickles a value")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        self.tracer.stop("hands a value to NumPy")
+
+
+class _TensorType(type(Tensor)):  # type: ignore[misc]
+    """The type of a traced tensor compares and reads like `torch.Tensor`: `type(x) == Tensor`."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is Tensor
+
+    def __hash__(cls) -> int:
+        return hash(Tensor)
+
+
+class TracedTensor(TracedProxy, Tensor, metaclass=_TensorType):  # type: ignore[misc]
+    """A traced value that is a tensor."""
+
+    _is_param = False  # `isinstance(w, nn.Parameter)` asks
+    held: Tensor | None = None  # the parameter or buffer that this is; its sizes are structure
+
+    @staticmethod
+    def __new__(cls, node: fx.Node, tracer: Any = None, held: Tensor | None = None) -> Any:
+        """A tensor without memory.
+
+        `_make_wrapper_subclass` is how "Extending PyTorch" makes one: sizes and device are asked for through
+        `__torch_dispatch__`, so that C code gets a refusal and never a number.
+        """
+        return Tensor._make_wrapper_subclass(
+            cls, (0,), dtype=torch.float32, device=torch.device("meta"),
+            dispatch_sizes_strides_policy="sizes", dispatch_device=True, dispatch_layout=True,
+        )  # fmt: skip
+
+    def __init__(self, node: fx.Node, tracer: Any = None, held: Tensor | None = None) -> None:
+        own = self.__dict__
+        own["node"], own["tracer"], own["held"] = node, tracer, held
+        own["_is_param"] = isinstance(held, nn.Parameter)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return nn.Parameter if self.__dict__["_is_param"] else Tensor
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        """C code wants to compute with this value, or to know its sizes."""
+        values: list[Any] = []
+        tree_map(lambda a: values.append(a) if isinstance(a, TracedTensor) else None, (args, kwargs))
+        values[0].__dict__["tracer"].stop(f"hands a value to code that is not Python, which asks for {func}")
+
+    @classmethod
+    def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
+        name = getattr(orig_method, "__name__", "")
+        if name in ("__get__", "__set__", "__delete__"):  # of a property of Tensor's, reached past the instance
+            return _of_property(orig_method, name, args or ())
+        return super().__torch_function__(orig_method, types, args, kwargs)
+
+    def __eq__(self, other: Any) -> Any:
+        return NotImplemented if _incomparable(other) else _compared(operator.eq, self, other)
+
+    def __ne__(self, other: Any) -> Any:
+        return NotImplemented if _incomparable(other) else _compared(operator.ne, self, other)
+
+    def __hash__(self) -> int:
+        return object.__hash__(self)  # a tensor's is its identity
+
+    def __len__(self) -> int:
+        held = self.__dict__["held"]
+        return len(held) if held is not None else super().__len__()
+
+    def __reversed__(self) -> Any:
+        return self.tracer.create_proxy("call_method", "flip", (self, 0), {})
+
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
+        self.tracer.stop("hands a value to another library")
+
+    __dlpack_device__ = __dlpack__
+
+    def __delitem__(self, index: Any) -> None:
+        raise TypeError("Tensor does not support deleting items")
+
+    def _attribute(self, name: str) -> Any:
+        held = self.__dict__["held"]
+        if held is not None and name in _SIZES:
+            return getattr(held, name)
+        if name in GRADIENTS or name.startswith("_"):
+            return self.tracer.gradient_fact(self, name)
+        if ATTRIBUTES.get(name) is Tensor:
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return super()._attribute(name)
+
+
+_SIZES = ("shape", "ndim", "size", "dim", "ndimension", "numel", "nelement")
+GRADIENTS = ("requires_grad", "is_leaf", "grad", "grad_fn", "retains_grad", "volatile", "output_nr")
+
+
+def _incomparable(other: Any) -> bool:
+    """What a tensor is never equal to, and not elementwise either."""
+    return other is None or isinstance(other, str | bytes | type | dict | set)
+
+
+def _compared(operation: Callable[..., Any], value: TracedTensor, other: Any) -> Any:
+    return value.tracer.create_proxy("call_function", operation, (value, other), {})
+
+
+def _of_property(descriptor: Any, access: str, args: tuple[Any, ...]) -> Any:
+    name = descriptor.__self__.__name__
+    if access == "__get__":
+        return getattr(args[0], name)
+    return args[0].tracer.stop(f"assigns .{name} of a value")
+
+
+def _named(name: str) -> property:
+    """Tensor's own attribute of this name, as a traced tensor has it."""
+
+    def read(self: TracedTensor) -> Any:
+        return self._attribute(name)
+
+    def write(self: TracedTensor, value: Any) -> None:
+        self.tracer.stop(f"assigns .{name} of a value")
+
+    return property(read, write)
+
+
+def _overwriting(operation: Any) -> Any:
+    def overwrite(self: TracedTensor, other: Any) -> Any:
+        return self._in_place(operation, other)
+
+    return overwrite
+
+
+for _name in ("iand", "ior", "ixor", "ilshift", "irshift"):
+    type.__setattr__(TracedTensor, f"__{_name}__", _overwriting(getattr(operator, _name)))
+for _name in dir(Tensor):
+    if not _name.startswith("__") and _name not in TracedTensor.__dict__ and not hasattr(fx.Proxy, _name):
+        type.__setattr__(TracedTensor, _name, _named(_name))
+
+
+class TracedAttribute(fx.proxy.Attribute, TracedProxy):
+    """`x.shape`, or the method that `x.view` is."""
+
+
+class SizedProxy(TracedProxy):
+    """A traced value whose sizes are known for the example."""
+
+    def __index__(self) -> int:
+        value = operator.index(self.tracer.number_of(self))
+        self.tracer.asked_by(instruction(frame_of_caller()))
+        return value
+
+    def __float__(self) -> float:
+        value = float(self.tracer.number_of(self))
+        self.tracer.asked_by(instruction(frame_of_caller()))
+        return value
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self.tracer.number_of(self), digits)
+
+    @classmethod
+    def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
+        found: list[Any] = []
+        tree_map(lambda x: found.append(x) if issubclass(type(x), SizedProxy) else None, (args, kwargs))
+        for proxy in found[:1]:
+            proxy.tracer.take_back(instruction(frame_of_caller()))
+        return super().__torch_function__(orig_method, types, args, kwargs)
+
+
+class SizedAttribute(fx.proxy.Attribute, SizedProxy):
+    """`x.shape`, whose length and items are known for the example."""
+
+
+class SizedTensor(SizedProxy, TracedTensor):  # type: ignore[misc, metaclass]
+    """A traced tensor whose sizes are known for the example."""
