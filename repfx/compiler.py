@@ -9,7 +9,7 @@ import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,19 +24,21 @@ from repfx.capture import Capture, Exclusion, capture, check_mode, unchanged, un
 from repfx.cost import count_operations
 from repfx.counting import count_graph, count_plan
 from repfx.decline import Decline, Reason, UserError
-from repfx.equivalence import verify as verify_models
+from repfx.equivalence import Call, trying
 from repfx.graph import LiftedGraph
+from repfx.inputs import Spec, told_by_graph
 from repfx.islands import called_children
 from repfx.keys import below, key_map_of, weights_read, with_weights
 from repfx.layout import copy_strided_operands
 from repfx.modules import ArgumentGuard, SizeGuard
 from repfx.objective import OBJECTIVES, Objective
 from repfx.protocol import Pass
-from repfx.report import Equivalence, Merge, OpCounts, Report
+from repfx.report import Merge, OpCounts, Report
 from repfx.rewriting import Engine
 from repfx.shapes import Shapes
 from repfx.state import copied, held
 from repfx.tracing import has_own_call
+from repfx.whole import compare_with_original
 
 Progress = Callable[[str, float], None]
 
@@ -85,8 +87,10 @@ def reparameterize(
     seconds = time.perf_counter() - started - outcome.verify_seconds
     report = _report(model, fused, outcome, plan, seconds)
     example = _example(example_inputs, example_kwargs)
+    if verify and not _on_meta(model):
+        report = _compared(report, model, fused, example, outcome.told)
     if example is not None:
-        report = _measured(report, model, fused, example, verify)
+        report = _measured(report, model, fused, example)
     carry_attributes(model, fused, _repfx_report=report)
     return fused
 
@@ -158,6 +162,7 @@ class _Outcome:
     before: OpCounts
     after: OpCounts
     verify_seconds: float = 0.0
+    told: Mapping[str, Spec] = field(default_factory=dict)  # what the graph tells of the arguments
 
 
 def _objective(name: str) -> Objective:
@@ -189,6 +194,7 @@ def _compile(
         return _compile_island(model, captured, plan, "")
     traced = captured.root
     before = count_graph(captured.graph, traced)
+    told = told_by_graph(captured.graph, traced)
     read = weights_read(captured.graph, traced)
     shapes = _propagated(captured, model, example)
     lifted = LiftedGraph(captured.graph, traced, _whole(captured), shapes)
@@ -206,7 +212,7 @@ def _compile(
     if dtype is None:
         fact = "has no parameters, so the dtype of its values is not known"
         declines.append(Decline(Reason.UNKNOWN_FACT, fact, type(model).__name__, "pass example_inputs"))
-    outcome = _Outcome([], declines, captured, before, before, engine.verify_seconds)
+    outcome = _Outcome([], declines, captured, before, before, engine.verify_seconds, told)
     if not plan.build:
         outcome.merges += with_weights(planned(lifted), read)
         outcome.after = count_plan(lifted)
@@ -272,7 +278,7 @@ def _propagated(captured: Capture, model: nn.Module, example: Example | None) ->
     module = fx.GraphModule(captured.root, captured.graph)
     given = {n: values[str(n.target).lstrip("*")] for n in module.graph.nodes if n.op == "placeholder"}
     shapes = {node.name: tuple(value.shape) for node, value in given.items() if isinstance(value, Tensor)}
-    with torch.no_grad(), held(captured.root), unchanged(captured.root):
+    with torch.no_grad(), held(captured.root), unchanged(captured.root), _running(model, example):
         ShapeProp(module).run(initial_env=given)
     for node in module.graph.nodes:
         meta = node.meta.pop("tensor_meta", None)
@@ -282,6 +288,19 @@ def _propagated(captured: Capture, model: nn.Module, example: Example | None) ->
         node.meta.pop("tensor_meta", None)
     captured.graph.owning_module = None  # it is ours to rewrite again
     return shapes
+
+
+@contextmanager
+def _running(model: nn.Module, example: Example) -> Iterator[None]:
+    """Where the example makes the model itself fail, it is the example's fault."""
+    try:
+        yield
+    except Exception as error:
+        with trying(model) as raised:
+            own = raised(Call("given input", example.args, example.kwargs))
+        if own:
+            raise UserError(f"{type(model).__name__} does not run on the example inputs: {own}") from error
+        raise
 
 
 def capture_nothing(model: nn.Module, captured: Capture, path: str) -> Capture:
@@ -340,15 +359,24 @@ def _report(model: nn.Module, fused: nn.Module, outcome: _Outcome, plan: _Plan, 
     )
 
 
-def _measured(report: Report, model: nn.Module, fused: nn.Module, example: Example, verify: bool) -> Report:
-    """The report with operations counted in a real forward, and the whole model compared."""
+def _compared(
+    report: Report, model: nn.Module, fused: nn.Module, example: Example | None, told: Mapping[str, Spec]
+) -> Report:
+    """The report with the compiled model compared with the original.  Raises `MismatchError`."""
+    started = time.perf_counter()
+    equivalence, why_not = compare_with_original(model, fused, example, told)
+    seconds = report.verify_seconds + time.perf_counter() - started
+    return replace(report, equivalence=equivalence, not_compared=why_not, verify_seconds=seconds)
+
+
+def _measured(report: Report, model: nn.Module, fused: nn.Module, example: Example) -> Report:
+    """The report with operations counted in a real forward."""
     started = time.perf_counter()
     args, kwargs = example.args, example.kwargs
-    with unchanged(model), unchanged(fused), held(model), held(fused):
+    with unchanged(model), unchanged(fused), held(model), held(fused), _running(model, example):
         before, after = count_operations(model, args, kwargs), count_operations(fused, args, kwargs)
-    equivalence: Equivalence | None = verify_models(model, fused, args, example_kwargs=kwargs) if verify else None
     seconds = report.verify_seconds + time.perf_counter() - started
-    return replace(report, before=before, after=after, equivalence=equivalence, verify_seconds=seconds)
+    return replace(report, before=before, after=after, verify_seconds=seconds)
 
 
 __all__ = ["OBJECTIVES", "Reason", "explain", "key_map", "reparameterize", "report"]

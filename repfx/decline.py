@@ -58,3 +58,7 @@ class TrainingModeError(UserError):
 
 class InputError(UserError, ValueError):
     """A compiled module was called with an argument or a size for which it was not compiled."""
+
+
+class MismatchError(Exception):
+    """Our bug: a compiled model is not the original.  It is raised instead of returning that model."""

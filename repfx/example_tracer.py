@@ -113,6 +113,14 @@ class SizedTracer(Tracer):
             return super().to_bool(obj)
         return bool(self._decided(obj.node, bool(self.facts[obj.node]), "truth"))
 
+    def is_number(self, node: fx.Node) -> bool:
+        """Whether a value is a number that sizes decide."""
+        return isinstance(self.facts.get(node), int | float)
+
+    def is_whole(self, node: fx.Node) -> bool:
+        """Whether a value is a whole number, or not known to be anything else."""
+        return node not in self.facts or isinstance(self.facts[node], int)
+
     def number_of(self, obj: fx.Proxy) -> Any:
         """A number that sizes decide."""
         value = self.facts.get(obj.node)

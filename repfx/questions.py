@@ -145,11 +145,16 @@ def _of_item(node: fx.Node, known: Known, root: nn.Module) -> type | None:
 
 
 def _of_function(node: fx.Node, known: Known) -> type | None:
-    if is_size(node):
+    if is_size(node) and not any(isinstance(a, tuple | list) for a in node.args):
         kinds = {known(source) for source in node.all_input_nodes}
         plain = all(isinstance(a, int | fx.Node) for a in node.args)
         return int if node.target in _SIZE_SUMS and kinds == {int} and plain else None
     name = _name(node)
+    joined = node.target is operator.add and any(
+        known(source) in (torch.Size, tuple) for source in node.all_input_nodes
+    )
+    if joined:
+        return tuple
     if getattr(operator, name, None) is node.target or getattr(operator, f"{name}_", None) is node.target:
         return Tensor if any(known(source) is Tensor for source in node.all_input_nodes) else None
     ours = (getattr(node.target, "__module__", None) or "").split(".")[0] == "repfx"

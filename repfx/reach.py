@@ -35,7 +35,7 @@ class Reach:
 
     bindings: list[tuple[Any, str, Any]] = field(default_factory=list)  # (globals or class, name, value)
     values: list[Any] = field(default_factory=list)  # what lies in closures and defaults
-    generators: dict[int, Any] = field(default_factory=dict)
+    namespaces: list[dict[str, Any]] = field(default_factory=list)  # of code that asks for `type(...)`
 
     def changed(self) -> bool:
         """Whether a name is bound to something else now."""
@@ -76,6 +76,8 @@ def _follow(function: FunctionType, reach: Reach, seen: set[int]) -> None:
         if id(each.__code__) in seen or is_library(each.__code__.co_filename):
             continue
         seen.add(id(each.__code__))
+        if "type" in names_in(each.__code__) and "type" not in each.__globals__:
+            reach.namespaces.append(each.__globals__)
         reach.values += _closed_over(each)
         reach.values += [*(each.__defaults__ or ()), *(each.__kwdefaults__ or {}).values()]
         for name in names_in(each.__code__):

@@ -71,18 +71,23 @@ class Equivalence:
     dtype: str
     probes: tuple[str, ...]  # what was tried, in words
     worst: str = ""  # probe, output and index of the worst difference
+    tensors: int = 1  # how many tensors were compared; 0: none, so nothing is known
+    note: str = ""  # why it was judged in this dtype, where that is not float64
 
     @property
     def equal(self) -> bool:
-        """Whether the difference stays within the derived bound."""
-        return self.relative_error <= self.tolerance
+        """Whether something was compared, and the difference stays within the derived bound."""
+        return self.tensors > 0 and self.relative_error <= self.tolerance
 
     def __str__(self) -> str:
+        if not self.tensors:
+            return f"not compared: the outputs hold no tensor ({len(self.probes)} probes)"
         verdict = "equal" if self.equal else "DIFFERENT"
         worst = f"; worst at {self.worst}" if self.worst else ""
+        note = f"; {self.note}" if self.note else ""
         return (
             f"{verdict}: relative error {self.relative_error:.1e} (bound {self.tolerance:.1e}, {self.dtype}, "
-            f"{len(self.probes)} probes){worst}"
+            f"{len(self.probes)} probes){worst}{note}"
         )
 
 
@@ -105,7 +110,8 @@ class Report:
     islands: tuple[Island, ...] = ()
     before: OpCounts = field(default_factory=OpCounts)
     after: OpCounts = field(default_factory=OpCounts)
-    equivalence: Equivalence | None = None
+    equivalence: Equivalence | None = None  # of the whole model with the original
+    not_compared: str = ""  # why the whole was not compared, and how to have it compared
     conditions: tuple[str, ...] = ()  # what the example's sizes decided; another size may be an InputError
     compile_seconds: float = 0.0
     verify_seconds: float = 0.0
@@ -177,6 +183,8 @@ class Report:
             lines[0] += f", verified in {self.verify_seconds:.2f} s"
         if self.equivalence is not None:
             lines.append(str(self.equivalence))
+        if self.not_compared:
+            lines.append(f"the whole was not compared with the original: {self.not_compared}")
         return "\n".join(lines)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -30,6 +30,7 @@ class Kept:
         self.modules = modules
         self.before = [module.__dict__.copy() for _, module in modules]
         self._reach = reach_of(module for _, module in modules)
+        self.namespaces = self._reach.namespaces
         within = list(walk(v for values in self.before for v in values.values() if type(v) not in _SCALARS))
         known = set(map(id, within))
         outside = [v for v in walk([*self._reach.values, *(v for *_, v in self._reach.bindings)]) if id(v) not in known]
@@ -67,10 +68,7 @@ class Kept:
         for tensor, flag in self._flags:
             if tensor.requires_grad is not flag:
                 tensor.requires_grad_(flag)
-        for generator, state in self._generators:
-            if not same_state(generator_state(generator), state):
-                set_generator_state(generator, state)
-        self._reach.restore()
+        self.restore_outside()
         if not self.touched():
             return []
         for container, content in [*((empty, type(empty)()) for empty in self._empty if empty), *self._filled]:
@@ -82,6 +80,16 @@ class Kept:
                 module.__dict__.clear()
                 module.__dict__.update(before)
         return counting
+
+    def restore_outside(self) -> None:
+        """Put back what lies beside the modules."""
+        for generator, state in self._generators:
+            if not same_state(generator_state(generator), state):
+                set_generator_state(generator, state)
+        self._reach.restore()
+        for container, content in [*((empty, type(empty)()) for empty in self._empty if empty), *self._filled]:
+            if id(container) in self._outside:
+                _put_back(container, content)
 
     def changed(self, shell: nn.Module, before: Mapping[str, Any]) -> list[str]:
         """Paths of the modules that do not hold what they held.

@@ -11,8 +11,9 @@ A function with a backward of its own is no island: it is one call in the graph,
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from repfx.recording import RecordingTracer
+from repfx.traced import TypeOf
 
 
 class WorldTracer(RecordingTracer):
@@ -36,7 +38,13 @@ class WorldTracer(RecordingTracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """As fx's, in a world with or without gradients."""
-        with torch.set_grad_enabled(self.gradients), _Watch(self), _custom_functions(self), _checkpoints_anywhere():
+        with (
+            torch.set_grad_enabled(self.gradients),
+            _Watch(self),
+            _custom_functions(self),
+            _checkpoints_anywhere(),
+            _sizes_packed(),
+        ):
             self._modes = current_modes()
             return super().trace(root, concrete_args)
 
@@ -157,6 +165,48 @@ def _seen(tracer: WorldTracer, cls: type[torch.autograd.Function], forward: Call
             return tracer.custom_function(cls, forward, args)
 
     return called
+
+
+_SIZED_BY_ARGUMENTS = {torch: ("zeros", "ones", "empty", "rand", "randn"), Tensor: ("expand", "view", "reshape")}
+
+
+@contextmanager
+def _sizes_packed() -> Iterator[None]:
+    """Let `torch.zeros(n, 1)` of a traced n be what `torch.zeros((n, 1))` is: only the latter reaches the trace."""
+
+    def packing(function: Any, first: int) -> Any:
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if len(args) > first + 1 and any(isinstance(a, fx.Proxy) for a in args[first:]):
+                args = (*args[:first], tuple(args[first:]))
+            return function(*args, **kwargs)
+
+        return called
+
+    earlier = [(home, name, vars(home).get(name)) for home, names in _SIZED_BY_ARGUMENTS.items() for name in names]
+    for home, name, _ in earlier:
+        setattr(home, name, packing(getattr(home, name), 1 if home is Tensor else 0))
+    try:
+        yield
+    finally:
+        for home, name, own in earlier:
+            if own is None:
+                delattr(home, name)  # it was inherited
+            else:
+                setattr(home, name, own)
+
+
+@contextmanager
+def types_told(namespaces: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """Let code that asks `type(x)` hear the type of what x stands for."""
+    changed = [names for names in namespaces if "type" not in names]
+    for names in changed:
+        names["type"] = TypeOf
+    try:
+        yield
+    finally:
+        for names in changed:
+            names.pop("type", None)
 
 
 @contextmanager

@@ -16,12 +16,13 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from repfx.inplace import MutableProxy
-from repfx.introspection import frame_of_caller, instruction, way_around_raise
+from repfx.introspection import frame_of_caller, instruction, unpacked, way_around_raise
 from repfx.questions import ATTRIBUTES
 from repfx.recording import RecordedProxy
 
@@ -59,7 +60,25 @@ class TracedProxy(RecordedProxy, MutableProxy):
         return hash(self.tracer.key_of(self))
 
     def __len__(self) -> int:
+        self._check_sized()
         return int(self.tracer.size_of(self))
+
+    def __iter__(self) -> Any:
+        self._check_sized()
+        count = unpacked(frame_of_caller())
+        return self.tracer.iter(self) if count is None else self.tracer.unpack(self, count)
+
+    def _check_sized(self) -> None:
+        """A number has no items."""
+        found = self.tracer.kind_of(self.node)
+        if found in (int, float, bool):
+            raise TypeError(f"{found.__name__!r} object has no items")
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
 
     def __bool__(self) -> bool:
         way = way_around_raise(frame_of_caller(), self.tracer.outermost)
@@ -231,6 +250,35 @@ for _name in dir(Tensor):
         type.__setattr__(TracedTensor, _name, _named(_name))
 
 
+class _TypeAsked(type):
+    """What makes `TypeOf` stand in for `type`."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs:
+            return type(*args, **kwargs)
+        found = args[0].__class__ if issubclass(type(args[0]), fx.Proxy) else type(args[0])
+        return cls if found is type else found
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, type)
+
+    def __subclasscheck__(cls, of: type) -> bool:
+        return issubclass(of, type)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is type
+
+    def __hash__(cls) -> int:
+        return hash(type)
+
+
+class TypeOf(type, metaclass=_TypeAsked):
+    """`type` in the namespace of code that runs in a trace: `type(x) is torch.Tensor`.
+
+    `type(x)` looks at an object's C struct and can be told nothing; the name can.
+    """
+
+
 class TracedAttribute(fx.proxy.Attribute, TracedProxy):
     """`x.shape`, or the method that `x.view` is."""
 
@@ -239,6 +287,8 @@ class SizedProxy(TracedProxy):
     """A traced value whose sizes are known for the example."""
 
     def __index__(self) -> int:
+        if not self.tracer.is_whole(self.node):
+            raise TypeError("no whole number")  # C code tries what a value is
         value = operator.index(self.tracer.number_of(self))
         self.tracer.asked_by(instruction(frame_of_caller()))
         return value
@@ -247,6 +297,11 @@ class SizedProxy(TracedProxy):
         value = float(self.tracer.number_of(self))
         self.tracer.asked_by(instruction(frame_of_caller()))
         return value
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.tracer.is_number(self.node):
+            return super().__array__(*args, **kwargs)
+        return np.asarray(self.tracer.number_of(self), *args)
 
     def __round__(self, digits: int | None = None) -> Any:
         return round(self.tracer.number_of(self), digits)

@@ -23,7 +23,7 @@ from repfx.introspection import place_of_error
 from repfx.leaks import take_back
 from repfx.modules import INDEX
 from repfx.state import Kept, counts, depends_on_values, is_met, retraced
-from repfx.surroundings import RANDOM, generators, same_generators, set_generators
+from repfx.surroundings import RANDOM, generators, same_generators, set_generators, types_told
 from repfx.tracing import Tracer
 
 MakeTracer = Callable[[], Tracer]
@@ -49,19 +49,22 @@ class Traced:
 def traced(model: nn.Module, kept: Kept, make: MakeTracer, check: Callable[[Tracer], None]) -> Traced:
     """The trace of a model that is the same in both worlds.  Raises `Fault`."""
     states = generators()
-    try:
+    with types_told(kept.namespaces), _generators_kept(states):
         first = _once(model, kept, make, check)
         _draw_others()
         second = _once(model, kept, _with_gradients(make), None)
-    except Fault as fault:
-        fault.__traceback__ = None
-        raise
-    finally:
-        set_generators(states)
     where = first_difference(first, second)
     if where is not None:
         raise Fault([where], "its forward goes another way when gradients are recorded, or is not the same twice")
     return first
+
+
+@contextmanager
+def _generators_kept(states: tuple[Any, ...]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        set_generators(states)
 
 
 def _with_gradients(make: MakeTracer) -> MakeTracer:

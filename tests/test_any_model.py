@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import repfx
 from repfx.cost import count_operations
-from repfx.equivalence import _flatten
+from repfx.equivalence import leaves
 from tests import hostile
 from tests.compiling import Net, conv
 from tests.ugly import UGLY, ConvNorm, Exits
@@ -32,9 +32,7 @@ def image(height: int = 16, width: int = 16, batch: int = 1) -> Tensor:
 
 
 def outputs(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    _flatten(value, found)
-    return found
+    return [leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor)]
 
 
 def agree(model: nn.Module, fused: nn.Module, x: Tensor) -> None:

@@ -359,9 +359,11 @@ def test_report_says_what_was_done() -> None:
         assert word in page
 
 
-def test_without_example_inputs_the_report_claims_no_measurement() -> None:
+def test_without_example_inputs_the_whole_is_compared_and_nothing_counted() -> None:
     report = repfx.report(repfx.reparameterize(toy()))
-    assert report.equivalence is None
+    assert report.equivalence is not None
+    assert report.equivalence.equal
+    assert "other size" in report.equivalence.probes
     assert report.before.macs is None
     assert report.after.convolutions == 3
 

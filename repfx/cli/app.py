@@ -24,7 +24,7 @@ from repfx.cli.load import HELP as LOAD_HELP
 from repfx.cli.load import load
 from repfx.cli.verify import HELP as VERIFY_HELP
 from repfx.cli.verify import verify
-from repfx.decline import UserError
+from repfx.decline import MismatchError, UserError
 from repfx.messages import first_line
 
 OUR_BUG, USER_MISTAKE, INTERRUPTED = 1, 2, 130
@@ -95,6 +95,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if sentence:
             _complain(sentence)
         return USER_MISTAKE
+    except MismatchError as error:
+        if debug:
+            traceback.print_exc()
+        _complain(f"{error}; nothing was written.")
+        return OUR_BUG
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; nothing was written.")
         return INTERRUPTED
