@@ -8,6 +8,7 @@ example input, and the program fails on others by itself or not at all.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
+
+from repfx.decline import TrainingModeError
 
 _aten = torch.ops.aten
 
@@ -24,6 +28,20 @@ def plain_module(program: ExportedProgram) -> nn.Module:
     """The program as a module in evaluation mode, its ATen calls renamed where torch has the same."""
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    return plain_graph(module)
+
+
+def is_exported(model: nn.Module) -> bool:
+    """Whether a module is what `ExportedProgram.module()` or `make_fx` gives: ATen calls and nothing else."""
+    return isinstance(model, fx.GraphModule) and any(isinstance(n.target, OpOverload) for n in model.graph.nodes)
+
+
+def plain_graph(module: fx.GraphModule) -> nn.Module:
+    """A graph of ATen calls as one of torch's own functions, in evaluation mode; `module` stays as it is.
+
+    Raises `TrainingModeError` where it computes a batch norm as in training.
+    """
+    module = fx.GraphModule(module, copy.deepcopy(module.graph))
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target in _SAME:
             node.target = _SAME[node.target]
@@ -33,7 +51,7 @@ def plain_module(program: ExportedProgram) -> nn.Module:
             _rename_batch_norm(node)
         elif node.target is _aten.dropout.default and node.args[2] is False:
             node.replace_all_uses_with(node.args[0])
-    for call in [n for n in module.graph.nodes if n.target is _aten._assert_tensor_metadata.default]:
+    for call in [n for n in module.graph.nodes if n.target in (_aten._assert_tensor_metadata.default, "_guards_fn")]:
         module.graph.erase_node(call)
     module.graph.eliminate_dead_code()
     module.recompile()
@@ -44,6 +62,11 @@ def plain_module(program: ExportedProgram) -> nn.Module:
 def _rename_batch_norm(node: fx.Node) -> None:
     """aten: (x, weight, bias, mean, var, training, ...); torch: (x, mean, var, weight, bias, training, ...)."""
     x, weight, bias, mean, var, training, momentum, eps, _ = node.args
+    if training is True:
+        raise TrainingModeError(
+            f"{node.name} is a batch norm in training mode, whose output depends on the batch; call eval() on the "
+            "model before exporting it"
+        )
     node.target = F.batch_norm
     node.args = (x, mean, var, weight, bias, training, momentum, eps)
 

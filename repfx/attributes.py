@@ -22,7 +22,7 @@ def carry_attributes(model: nn.Module, fused: nn.Module, **own: Any) -> None:
     """Copy the plain data of `model` to a compiled graph, and set what is `own`; copies of it keep both."""
     kept = dict(own)
     if isinstance(fused, fx.GraphModule):
-        earlier = model.meta.get(_PRESERVED, {}) if isinstance(model, fx.GraphModule) else {}
+        earlier = vars(model).get("meta", {}).get(_PRESERVED, {})  # of torchvision's graphs, which have no meta
         kept = {**dict(plain_attributes(model, fused)), **earlier, **own}
         fused.meta[_PRESERVED] = {**fused.meta.get(_PRESERVED, {}), **kept}
     for name, value in kept.items():

@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.optim.swa_utils import AveragedModel
 
 from repfx.arguments import EMPTY, Example, Passed, UnknownArgumentError
+from repfx.aten import is_exported, plain_graph
 from repfx.dead import remove_dead
 from repfx.decline import TrainingModeError, UserError
 from repfx.example_tracer import SizedTracer
@@ -49,7 +50,7 @@ class Capture:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside data-parallel, `torch.compile` and weight-averaging wrappers.
+    """The module inside data-parallel, `torch.compile` and weight-averaging wrappers; the graph of an exported one.
 
     Raises `UserError` for a TorchScript module, whose code is not Python any more.
     """
@@ -65,7 +66,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
             model = model.module
         else:
-            return model
+            return plain_graph(model) if isinstance(model, fx.GraphModule) and is_exported(model) else model
 
 
 def check_mode(model: nn.Module) -> None:

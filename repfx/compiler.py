@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from repfx.arguments import Example, Passed, example_values, parameters_of
+from repfx.aten import is_exported
 from repfx.assembly import default_dtype, emit_all, graph_module, planned
 from repfx.attributes import carry_attributes
 from repfx.capture import Capture, Exclusion, capture, check_mode, unchanged, unwrapped
@@ -25,7 +26,7 @@ from repfx.cost import count_operations
 from repfx.counting import count_graph, count_plan
 from repfx.decline import Decline, Reason, UserError
 from repfx.equivalence import Call, trying
-from repfx.graph import LiftedGraph
+from repfx.graph import LiftedGraph, is_image
 from repfx.inputs import Spec, told_by_graph
 from repfx.islands import called_children
 from repfx.keys import below, key_map_of, weights_read, with_weights
@@ -79,7 +80,7 @@ def reparameterize(
         UserError: an unknown objective, or a folded weight that overflows a half-precision dtype.
     """
     plan = _Plan(_objective(objective), _passes(passes), tuple(exclude), verify, progress)
-    model = unwrapped(model)
+    given, model = model, unwrapped(model)
     check_mode(model)
     started = time.perf_counter()
     with uncollected():
@@ -88,7 +89,8 @@ def reparameterize(
     report = _report(model, fused, outcome, plan, seconds)
     example = _example(example_inputs, example_kwargs)
     if verify and not _on_meta(model):
-        report = _compared(report, model, fused, example, outcome.told)
+        original = given if is_exported(given) else model  # what was rewritten before it was traced is compared too
+        report = _compared(report, original, fused, example, outcome.told)
     if example is not None:
         report = _measured(report, model, fused, example)
     carry_attributes(model, fused, _repfx_report=report)
@@ -232,34 +234,39 @@ def _compile(
     islands = {island.path: partial(compiled, island.path) for island in captured.islands}
     fused = graph_module(lifted, traced, emitted, islands)
     if lifted.is_rewritten:
-        _guard_channels(fused, shapes)
+        captured.conditions += _guard_channels(fused, shapes)
     outcome.after = count_graph(fused.graph, fused)
     return fused, outcome
 
 
-def _guard_channels(fused: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Where only the example tells the channels of an image, and no layer asks for them, the result checks them."""
+def _guard_channels(fused: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Where only the example tells the channels of an image, and no layer asks for them, the result checks them.
+
+    Returns what it checks, in words.
+    """
     inputs = [node for node in fused.graph.nodes if node.op == "placeholder"]
     if not inputs or not shapes:
-        return
+        return []
     called = [n for n in fused.graph.nodes if n.op == "call_module"]
     checks = [n for n in called if isinstance(fused.get_submodule(str(n.target)), ArgumentGuard)]
     start = max([*inputs, *checks]).next  # an argument is what it should be before its shape is read
     told = Shapes(fused, lambda node: None)
-    before = len(fused.graph.nodes)
+    conditions = []
     for node in inputs:
         known, place = shapes.get(node.name, ()), f"the channels of {node.name}"
         compiled_before = any(isinstance(m, SizeGuard) and m.place == place for m in fused.children())
-        if len(known) < 4 or told.size(node, 1) is not None or compiled_before:
+        if not is_image(node, known) or told.size(node, 1) is not None or compiled_before:
             continue
+        conditions.append(f"{place}: {known[1]}, as in example inputs of shape {tuple(known)}")
         name = next(n for i in itertools.count() if not hasattr(fused, n := f"channels_{i}"))
         fused.add_module(name, SizeGuard("value", known[1], place, str(tuple(known))))
         with fused.graph.inserting_before(start):
             sizes = fused.graph.call_function(getattr, (node, "shape"))
             channels = fused.graph.call_function(operator.getitem, (sizes, 1))
             fused.graph.call_module(name, (channels,)).meta["guard"] = True
-    if len(fused.graph.nodes) > before:
+    if conditions:
         fused.recompile()
+    return conditions
 
 
 def _whole(captured: Capture) -> set[str]:

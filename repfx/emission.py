@@ -198,23 +198,31 @@ def _cast(values: Tensor | Rows, target: Target, path: str, what: str) -> Tensor
     for part, piece in pieces:
         own = out[part] if values.shape else out
         own.copy_(piece)
-        if target.dtype in (torch.float16, torch.bfloat16):
-            _refuse_overflow(piece, own, target, path, what, part.start or 0)
+        if path and not bool(torch.isfinite(own.sum())):  # rarely: a half-precision sum may overflow by itself
+            _refuse_infinite(piece, own, target, path, what, part.start or 0)
     return out
 
 
-def _refuse_overflow(given: Tensor, cast: Tensor, target: Target, path: str, what: str, start: int) -> None:
-    """An error that names the first output channel whose value left the range of the dtype."""
-    if bool(torch.isfinite(cast).all()):
+def _refuse_infinite(given: Tensor, cast: Tensor, target: Target, path: str, what: str, start: int) -> None:
+    """An error that names the first output channel whose value is NaN, or is infinite only as it is stored.
+
+    An infinity of the model's own stays one: scores are masked with it.
+    """
+    lost = ~torch.isfinite(cast) & ~torch.isinf(given.to(cast.device))
+    if not bool(lost.any()):
         return
-    lost = torch.isinf(cast) & torch.isfinite(given.to(cast.device))
-    if bool(lost.any()):
-        row = int(lost.nonzero()[0][0])
+    row = int(lost.nonzero()[0][0]) if lost.dim() else 0
+    value = given[row] if given.dim() else given
+    where = f"{path}: the folded {what} of output channel {start + row}"
+    if bool(torch.isfinite(value).all()):
         raise UserError(
-            f"{path}: the folded {what} of output channel {start + row} is "
-            f"{float(given[row].abs().max()):.3g} and overflows {target.dtype}; "
+            f"{where} is {float(value.abs().max()):.3g} and overflows {target.dtype}; "
             "convert the model to float32 before fusing"
         )
+    raise UserError(
+        f"{where} is no number; look for NaN and infinities in the weights that go into it, and for a negative "
+        "running variance"
+    )
 
 
 def _index(indices: Ints | Sequence[int], target: Target) -> Tensor:

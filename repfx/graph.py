@@ -6,7 +6,7 @@ Reading is free for everyone; only the engine changes it (`repfx.rewriting` and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -62,6 +62,17 @@ class Call:
     error: float | None = None
 
 
+_MOVES_AXES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "T", "mT", "einsum"}
+
+
+def is_image(node: fx.Node, shape: Sequence[int]) -> bool:
+    """Whether axis 1 of an argument of this shape holds channels: nothing that reads it moves its axes first."""
+    if node.op != "placeholder" or len(shape) < 4:
+        return False
+    names = (n.args[1] if n.target is getattr else getattr(n.target, "__name__", n.target) for n in node.users)
+    return _MOVES_AXES.isdisjoint(names)
+
+
 class LiftedGraph:
     """One captured graph with its lifted operations."""
 
@@ -77,7 +88,7 @@ class LiftedGraph:
             if node.name in shapes:
                 known = shapes[node.name]
                 self.context.shapes.set(node, (None, *known[1:]) if known else known)
-                image = node.op == "placeholder" and len(known) > 3
+                image = is_image(node, known)
                 if image and self.context.sure is not None:
                     self.context.sure.set(node, (None, known[1], *(None,) * (len(known) - 2)))
         self.records: dict[fx.Node, Record] = {}

@@ -180,7 +180,7 @@ def _out_of_place(node: fx.Node) -> bool:
     if node.target is operator.setitem:
         node.target = assign
         return True
-    name = getattr(node.target, "__name__", "")
+    name = _name(node)
     if getattr(operator, name, None) is node.target:
         node.target = getattr(operator, name[1:])
         return True
@@ -210,12 +210,13 @@ def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
             module = module_at(root, str(node.target))
             return first if works_in_place(module) else None
         case "call_function":
-            name = getattr(node.target, "__name__", "")
+            name = _name(node)
             in_place = name.startswith("i") and getattr(node.target, "__module__", "") == "_operator"
             if node.target is operator.setitem:
                 return first
             in_place = in_place and name in (
-                "iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "imod", "iand", "ior"
+                "iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "imod", "iand", "ior", "ixor", "ilshift",
+                "irshift", "imatmul"
             )  # fmt: skip
             if in_place or node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__")):
                 return first
@@ -256,8 +257,13 @@ def _is_view(node: fx.Node, root: nn.Module) -> bool:
         return False
     if node.target is getattr:
         return node.args[1] not in _FACTS  # x.T, x.mT, x.data, x.real
+    return _name(node) in _VIEWS
+
+
+def _name(node: fx.Node) -> str:
+    """What a method or function is called; the overloads of an ATen operation have one name."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name in _VIEWS
+    return str(name).partition(".")[0]
 
 
 def is_size(node: fx.Node) -> bool:

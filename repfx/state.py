@@ -289,10 +289,13 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
     if type(module) not in _PLAIN_MODULES or module._modules:
-        return copy.deepcopy(module, memo)
+        own = copy.deepcopy(module, memo)
+        if own.training is not module.training:  # a class of its own may copy itself in its own way
+            own.train(module.training)
+        return own
     if id(module) not in memo:
-        memo[id(module)] = own = type(module).__new__(type(module))
-        own.__dict__.update((name, _copied_value(value, memo)) for name, value in module.__dict__.items())
+        memo[id(module)] = plain = type(module).__new__(type(module))
+        plain.__dict__.update((name, _copied_value(value, memo)) for name, value in module.__dict__.items())
     found: nn.Module = memo[id(module)]
     return found
 

@@ -420,7 +420,9 @@ MUTANTS = (
     Mutant("caller-may-pass-none", "repfx/arguments.py", "passed is not None and passed.gives(index, name)", "False"),
     Mutant("caught-errors-are-passed", "repfx/worlds.py", "if tracer.refusal is not None:", "if False:"),
     Mutant("checks-in-a-try-are-passed", "repfx/introspection.py", "if any(_may_catch(outer) for", "if any(False for"),
-    Mutant("types-are-guessed", "repfx/questions.py", "return Tensor if plain and not several else None", "return Tensor"),
+    Mutant(
+        "types-are-guessed", "repfx/questions.py", "return Tensor if plain and not several else None", "return Tensor"
+    ),
     # --- what reading a network means: rearranging, reshaping, padding, memory, state
     Mutant(
         "part-starts-one-early",
@@ -502,7 +504,7 @@ MUTANTS = (
         'kept = any(m.op in ("placeholder", "get_attr") for m in family)',
         "kept = False",
     ),
-    Mutant("views-share-no-memory", "repfx/inplace.py", "    return name in _VIEWS\n", "    return False\n"),
+    Mutant("views-share-no-memory", "repfx/inplace.py", "    return _name(node) in _VIEWS\n", "    return False\n"),
     Mutant("getattr-views-share-no-memory", "repfx/inplace.py", "return node.args[1] not in _FACTS", "return False"),
     Mutant("written-constants-folded", "repfx/constants.py", 'return not node.meta.get("aliased")', "return True"),
     Mutant("rounded-weights-in-float64", "repfx/constants.py", "jumps = self._jumps(node)", "jumps = False"),

@@ -32,6 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "reading": (
         "repfx.messages",
+        "repfx.aten",
         "repfx.walking",
         "repfx.functional",
         "repfx.introspection",
@@ -83,7 +84,6 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "composing": ("repfx.attributes", "repfx.keys", "repfx.counting", "repfx.compiler", "repfx"),
     "outside": (
-        "repfx.aten",
         "repfx.files",
         "repfx.weights",
         "repfx.models",

@@ -14,6 +14,7 @@ from repfx.cli import options as given
 from repfx.cli.output import Wish, write_output
 from repfx.cli.subject import Request, check_patterns, load_subject
 from repfx.cli.terminal import Terminal
+from repfx.decline import MismatchError
 
 HELP = """Fuse MODEL and write it by the ending of OUT.
 
@@ -95,16 +96,18 @@ def fuse(
     with terminal.progress() as update:
         fused = repfx.reparameterize(subject.model, subject.inputs, objective=chosen, exclude=patterns, progress=update)
         report = repfx.report(fused)
+        equality = report.equivalence or repfx.verify(subject.model, fused, example_inputs=subject.inputs)
+        if equality.tensors and not equality.equal:
+            raise MismatchError(f"the fused {model} is {equality}; that is our bug")
         update(f"writing {out}", 0.95)
         written = write_output(fused, subject.inputs, wish, request, patterns, terminal)
     terminal.show(report, f"objective {chosen}: {because}.", written.sentence)
-    equality = report.equivalence
     terminal.show_json(
         {
             "objective": chosen,
             "objective_because": because,
             "report": report,
-            "equivalence": equality and {**vars(equality), "equal": equality.equal},
+            "equivalence": {**vars(equality), "equal": equality.equal},
             "output": written.record,
         }
     )

@@ -86,7 +86,14 @@ def _error_in_onnxruntime(
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has no kernel for some operation in some dtype
+        dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
+        remedy = f"; it computes {', '.join(map(str, dtypes))}: call .float() on the model first" if dtypes else ""
+        raise ExportError(
+            f"onnxruntime cannot run the exported module, so it is not written: {first_line(error)}{remedy}."
+        ) from error
     names = [entry.name for entry in session.get_inputs()]
 
     def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
