@@ -23,38 +23,47 @@ from repfx.state import copied
 
 
 def emit_all(
-    lifted: LiftedGraph, model: nn.Module, dtype: torch.dtype | None
+    lifted: LiftedGraph, model: nn.Module, dtype: torch.dtype | None, shared: Mapping[fx.Node, fx.Node]
 ) -> tuple[list[Merge], dict[str, nn.Module]]:
-    """Write the module of every rewritten value and point its node at it."""
-    names, emitted = Names(lifted), {}
-    merges = []
+    """Write the module of every rewritten value and point its node at it.
+
+    `shared` says whose modules a value is computed by, where those are not its own.
+    """
+    names, merges = Names(lifted), []
+    emitted: dict[str, nn.Module] = {}
+    written: dict[fx.Node, list[str]] = {}  # the modules of each value, in order
     for node in lifted.nodes():
         record = lifted.records.get(node)
         if record is None:
             continue
-        path = names.choose(record, node)
-        modules = emit(record.map, _target(record, model, dtype), path)
+        if node in shared:
+            paths = written[shared[node]]
+        else:
+            path = names.choose(record, node)
+            modules = emit(record.map, _target(record, model, dtype), path)
+            paths = [path + suffix for suffix, _ in modules]
+            emitted.update((path + suffix, module) for suffix, module in modules)
+            if record.kinds:
+                merges.append(_merge(record, path))
+        written[node] = paths
         value = node.args[0]
-        for suffix, module in modules:
+        for path in paths:
             with lifted.graph.inserting_before(node):
-                call = lifted.graph.call_module(path + suffix, (value,))
+                call = lifted.graph.call_module(path, (value,))
             call.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
-            emitted[path + suffix] = module
             value = call
         node.replace_all_uses_with(value)  # type: ignore[arg-type]
         lifted.graph.erase_node(node)
-        if record.kinds:
-            merges.append(_merge(record, path))
         del lifted.records[node]
     merges += [_called(call) for call in lifted.calls.values()]
     remove_dead(lifted.graph)
     return merges, emitted
 
 
-def planned(lifted: LiftedGraph) -> list[Merge]:
+def planned(lifted: LiftedGraph, shared: Mapping[fx.Node, fx.Node]) -> list[Merge]:
     """What `emit_all` would write, without reading a weight."""
     names = Names(lifted)
-    found = [(n, lifted.records[n]) for n in lifted.nodes() if n in lifted.records]
+    found = [(n, lifted.records[n]) for n in lifted.nodes() if n in lifted.records and n not in shared]
     merges = [_merge(record, names.choose(record, node)) for node, record in found if record.kinds]
     return [*merges, *(_called(call) for call in lifted.calls.values())]
 
@@ -117,13 +126,13 @@ def graph_module(
     model: nn.Module,
     emitted: dict[str, nn.Module],
     islands: Mapping[str, Callable[[nn.Module], nn.Module]],
+    memo: dict[int, Any],
 ) -> fx.GraphModule:
     """A GraphModule that owns copies of what is left of the model, and the emitted modules.
 
-    `islands` says by path what becomes of the modules that do not trace.
+    `islands` says by path what becomes of the modules that do not trace; `memo` is that of all copies.
     """
     root = nn.Module()
-    memo: dict[int, Any] = {}
     held = [n for n in lifted.graph.nodes if n.op == "call_module"] + [
         n for n in lifted.graph.nodes if n.op == "get_attr"
     ]

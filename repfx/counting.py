@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 
 from torch import fx, nn
 
 from repfx.constants import attribute
-from repfx.form import Kind, form_of
+from repfx.form import Form, Kind, form_of
 from repfx.graph import LiftedGraph
 from repfx.inplace import is_size
 from repfx.modules import BorderTerm, ChannelOrder, ScaleShift, module_at
@@ -79,40 +81,87 @@ def _kind_of_module(of: type) -> str | None:
     return next((kind for types, kind in _MODULE_KINDS if issubclass(of, types)), None)
 
 
-def count_plan(lifted: LiftedGraph) -> OpCounts:
-    """What a rewritten graph will execute, before its modules are written."""
-    counts: Counter[str] = Counter()
-    parameters = 0
+@dataclass
+class Held:
+    """What a module holds, or will hold: the operations of all its parts, and every parameter once."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    parameters: dict[Hashable, int] = field(default_factory=dict)
+
+    def add(self, other: Held) -> None:
+        """Hold that, too."""
+        self.kinds.update(other.kinds)
+        self.parameters.update(other.parameters)
+
+    def drop(self, module: nn.Module) -> None:
+        """Hold the parts of a module no more; what others hold of it stays."""
+        self.kinds.subtract(count_module(module))
+
+    @property
+    def counts(self) -> OpCounts:
+        """As counts of one forward that runs every part once."""
+        return OpCounts(**{k: n for k, n in self.kinds.items() if n}, parameters=sum(self.parameters.values()))
+
+
+def held_by(module: nn.Module) -> Held:
+    """What a module holds."""
+    return Held(count_module(module), _parameters_of(module))
+
+
+def _parameters_of(module: nn.Module) -> dict[Hashable, int]:
+    held = (p for _, part in modules_of(module) for p in part._parameters.values() if p is not None)
+    return {id(p): p.numel() for p in held}
+
+
+def count_plan(
+    lifted: LiftedGraph, shared: Mapping[fx.Node, fx.Node], islands: Mapping[str, Held]
+) -> tuple[OpCounts, Held]:
+    """What a rewritten graph will execute, before its modules are written, and what these will hold.
+
+    `shared` as for `repfx.assembly.emit_all`; `islands` are what the modules that do not trace will hold.
+    """
+    executed: Counter[str] = Counter()
+    held = Held()
+    needed = live(lifted)  # constants that only folded weights read are not written
+    called: set[str] = set()
     for node in lifted.graph.nodes:
         record = lifted.records.get(node)
-        if record is None:
+        if record is not None:
+            form = form_of(record.map)
+            own = _kinds_of_form(form)
+            executed.update(own)
+            if node not in shared:
+                held.add(Held(own, {node: form.parameters}))
+        elif node not in needed:
             continue
-        form = form_of(record.map)
-        kind = {
-            "conv": "convolutions",
-            "transposed conv": "convolutions",
-            "linear": "linears",
-            "scale": "muls",
-            "copy": "permutations",
-        }.get(form.kind.value)
-        if kind is not None and (form.kind is not Kind.COPY or form.gathers):  # a slice is a view
-            counts[kind] += 1
-        counts["border_terms"] += form.borders
-        counts["permutations"] += (form.gather is not None and kind == "convolutions") + (form.order is not None)
-        parameters += form.parameters
-    needed = live(lifted)  # constants that only folded weights read are not written
-    left = [n for n in lifted.graph.nodes if n not in lifted.records and n in needed]
-    seen: set[str] = set()
-    for node in left:
-        if node.op == "call_module":
-            module = module_at(lifted.root, str(node.target))
-            counts.update(count_module(module))
-            if str(node.target) not in seen:
-                seen.add(str(node.target))
-                parameters += sum(p.numel() for p in module.parameters())
+        elif node.op == "call_module":
+            path = str(node.target)
+            part = islands[path] if path in islands else held_by(module_at(lifted.root, path))
+            executed.update(part.kinds)
+            if path not in called:
+                called.add(path)
+                held.add(part)
         elif (kind := _kind_of_call(node)) is not None:
-            counts[kind] += 1
+            executed[kind] += 1
         elif node.op == "get_attr":
             value = attribute(lifted.root, str(node.target))
-            parameters += value.numel() if isinstance(value, nn.Parameter) else 0
-    return OpCounts(**{k: int(v) for k, v in counts.items()}, parameters=parameters)
+            held.parameters.update({id(value): value.numel()} if isinstance(value, nn.Parameter) else {})
+    executed.update(parameters=sum(held.parameters.values()))
+    return OpCounts(**{kind: n for kind, n in executed.items() if n}), held
+
+
+_KINDS_OF_FORMS = {
+    Kind.CONV: "convolutions", Kind.TRANSPOSED: "convolutions", Kind.LINEAR: "linears", Kind.SCALE: "muls",
+}  # fmt: skip
+
+
+def _kinds_of_form(form: Form) -> Counter[str]:
+    """What the modules of a form count as; a slice is a view, and counts as nothing."""
+    counts: Counter[str] = Counter()
+    if form.kind in _KINDS_OF_FORMS:
+        counts[_KINDS_OF_FORMS[form.kind]] += 1
+        counts["permutations"] += (form.gather is not None and form.gathers) + (form.order is not None)
+    elif form.kind is Kind.COPY and form.gathers:
+        counts["permutations"] += 1
+    counts["border_terms"] += form.borders
+    return counts

@@ -39,7 +39,7 @@ class Engine:
 
     lifted: LiftedGraph
     objective: Objective
-    excluded: Callable[[fx.Node], bool]
+    objection: Callable[[fx.Node], Decline | None]  # why a node must stay as it is, if so
     verify: bool = True
     progress: Callable[[str, float], None] | None = None
     verify_seconds: float = 0.0
@@ -178,8 +178,9 @@ class Engine:
         sinks = [node for node, _ in proposal.replacements]
         place = lifted.place(sinks[-1])
         for node in proposal.interior:
-            if self.excluded(node):
-                return Decline(Reason.EXCLUDED, "is excluded", lifted.place(node))
+            objection = self.objection(node)
+            if objection is not None:
+                return objection
         leak = used_outside(lifted, proposal.interior, sinks) if not proposal.across else None
         if leak is not None:
             reader = "the output" if leak[1].op == "output" else lifted.place(leak[1])

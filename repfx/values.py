@@ -17,25 +17,45 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-_PROBING: ContextVar[bool] = ContextVar("probing", default=False)
+
+class Probe:
+    """Random numbers in the place of weights: the same ones for the same weight, whenever it is read."""
+
+    def __init__(self) -> None:
+        self.read: set[int] = set()  # the weights that were read, by identity
+        self._seeds: dict[int, tuple[object, int]] = {}  # in the order in which they were first read
+
+    def numbers(self, tensor: Tensor, owner: object) -> Tensor:
+        """What stands for a weight.  An index says where, and is no number of the network."""
+        self.read.add(id(owner))
+        _, seed = self._seeds.setdefault(id(owner), (owner, len(self._seeds)))
+        if not tensor.is_floating_point():
+            return tensor
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
 
 
-def leaf(tensor: Tensor) -> Tensor:
-    """A parameter or buffer as the algebra reads it; under `probing`, random numbers in its place."""
-    if not _PROBING.get():
-        return tensor
-    generator = torch.Generator().manual_seed(id(tensor) % (1 << 31))
-    return torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
+_PROBE: ContextVar[Probe | None] = ContextVar("probe", default=None)
+
+
+def leaf(tensor: Tensor, owner: object = None) -> Tensor:
+    """A parameter or buffer as the algebra reads it; under `probing`, random numbers in its place.
+
+    A weight that is computed anew at every reading is known by its `owner`.
+    """
+    probe = _PROBE.get()
+    return tensor if probe is None else probe.numbers(tensor, tensor if owner is None else owner)
 
 
 @contextmanager
-def probing() -> Iterator[None]:
+def probing(probe: Probe | None = None) -> Iterator[Probe]:
     """Evaluate expressions at random parameter values: a fact that holds there is one of structure."""
-    token = _PROBING.set(True)
+    probe = Probe() if probe is None else probe
+    token = _PROBE.set(probe)
     try:
-        yield
+        yield probe
     finally:
-        _PROBING.reset(token)
+        _PROBE.reset(token)
 
 
 _LARGE = 1 << 16  # planes of more numbers than this are not written down before they are needed

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import repfx
-from repfx import compiler
+from repfx import compilation
 from repfx.decline import Reason
 from repfx.equivalence import SLACK, tolerance
 from repfx.modules import BorderTerm
@@ -441,13 +441,13 @@ def test_what_compiling_held_is_freed_without_the_collector(call: object, monkey
     lifted: list[weakref.ref[object]] = []
     erased: list[weakref.ref[fx.Node]] = []
 
-    class Watched(compiler.LiftedGraph):
+    class Watched(compilation.LiftedGraph):
         def __init__(self, graph: fx.Graph, *rest: object) -> None:
             super().__init__(graph, *rest)  # type: ignore[arg-type]
             lifted.append(weakref.ref(self))
             erased.extend(weakref.ref(node) for node in graph.nodes)
 
-    monkeypatch.setattr(compiler, "LiftedGraph", Watched)
+    monkeypatch.setattr(compilation, "LiftedGraph", Watched)
     was = gc.isenabled()
     gc.disable()
     try:

@@ -79,10 +79,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.repeating",
         "repfx.building",
         "repfx.rewriting",
+        "repfx.sharing",
         "repfx.naming",
         "repfx.assembly",
     ),
-    "composing": ("repfx.attributes", "repfx.keys", "repfx.counting", "repfx.compiler", "repfx"),
+    "composing": ("repfx.attributes", "repfx.keys", "repfx.counting", "repfx.compilation", "repfx.compiler", "repfx"),
     "outside": (
         "repfx.files",
         "repfx.weights",

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from repfx import makers
 from repfx.affine import AffineConv, Border
@@ -33,17 +35,13 @@ def _weight_of(module: nn.Module) -> Callable[[], Tensor]:
 
     def read() -> Tensor:
         for hook in module._forward_pre_hooks.values():
-            compute = getattr(hook, "compute_weight", None)
-            if compute is not None and getattr(hook, "name", "") == "weight":
+            if isinstance(hook, WeightNorm | SpectralNorm) and hook.name == "weight":
                 with torch.no_grad():
-                    return (
-                        compute(module, False)
-                        if "do_power_iteration" in compute.__code__.co_varnames
-                        else compute(module)
-                    )
+                    options = {"do_power_iteration": False} if isinstance(hook, SpectralNorm) else {}
+                    return leaf(hook.compute_weight(module, **options), module)
         weight = module.weight
         assert isinstance(weight, Tensor)
-        return leaf(weight)
+        return leaf(weight, None if "weight" in module._parameters else module)
 
     return read
 
