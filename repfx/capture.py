@@ -33,7 +33,7 @@ from repfx.spelling import spell_out
 from repfx.state import Kept
 from repfx.tracing import AS_TEXT, COMPUTING, Tracer, has_own_call, is_assertion
 from repfx.walking import modules_of
-from repfx.worlds import Fault, restored, shell_of, traced
+from repfx.worlds import Agree, Fault, restored, shell_of, traced
 
 Exclusion = Sequence[str | type]
 
@@ -83,12 +83,16 @@ def check_mode(model: nn.Module) -> None:
 
 
 def capture(
-    model: nn.Module, exclude: Exclusion = (), example: Example | None = None, passed: Passed | None = None
+    model: nn.Module,
+    exclude: Exclusion = (),
+    example: Example | None = None,
+    passed: Passed | None = None,
+    agree: Agree | None = None,
 ) -> Capture:
     """Trace `model`; submodules that stop the trace become islands, the innermost first.
 
     With an `example`, what its sizes decide is decided, and checked at run time.  `passed` is what the
-    callers of an inner module pass to it.
+    callers of an inner module pass to it; `agree` is for `repfx.worlds.traced`.
     """
     islands: dict[str, Island] = {}
     modules = modules_of(model)
@@ -113,7 +117,7 @@ def capture(
     kept = Kept(model, modules)
     while True:
         try:
-            found = traced(model, kept, search.tracer, partial(_check_none, model))
+            found = traced(model, kept, search.tracer, partial(_check_none, model), agree)
             break
         except Fault as fault:
             if search.learn(fault):

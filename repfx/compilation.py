@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from repfx.agreement import agree
 from repfx.arguments import Example, Passed, example_values, parameters_of
 from repfx.assembly import default_dtype, emit_all, graph_module, planned
 from repfx.capture import Capture, capture, unchanged
@@ -150,7 +151,7 @@ def _rewrite(model: nn.Module, example: Example | None, plan: Plan, passed: Pass
 def _rewrite_once(
     model: nn.Module, example: Example | None, plan: Plan, passed: Passed | None, kept: set[int]
 ) -> _Rewriting | Capture:
-    captured = capture(model, plan.exclude, example, passed)
+    captured = capture(model, plan.exclude, example, passed, agree)
     graph, root = captured.graph, captured.root
     if graph is None:
         return captured

@@ -5,12 +5,13 @@ Their shapes are found on the meta device; their numbers are computed in float64
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from repfx.modules import module_at
 from repfx.values import leaf
 
 _JUMPS = {
@@ -19,6 +20,13 @@ _JUMPS = {
     "argmax", "argmin", "max", "min", "topk", "sort", "argsort", "median", "kthvalue", "bool", "int", "long", "div",
     "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine", "bucketize", "searchsorted",
 }  # fmt: skip
+_CASTS = ("to", "type_as", "type")
+_FLOATING = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+    nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm,
+)  # fmt: skip
+_FLOATING_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear", "batch_norm", "layer_norm", "group_norm")
+_KEEPING = ("add", "sub", "mul", "iadd", "isub", "imul", "relu", "sigmoid", "silu", "gelu", "contiguous", "relu_")
 _RANDOM = ("rand", "dropout", "bernoulli", "normal_", "uniform_", "multinomial", "empty")
 
 
@@ -36,19 +44,48 @@ class Constants:
             stack = [node]
             while stack:
                 top = stack[-1]
-                missing = [a for a in top.all_input_nodes if a not in self._is]
+                missing = [a for a in self.read_by(top) if a not in self._is]
                 if missing:
                     stack.extend(missing)
                     continue
                 self._is[stack.pop()] = self._decide(top)
         return self._is[node]
 
+    def read_by(self, node: fx.Node) -> Sequence[fx.Node]:
+        """The values that a node's own depends on: a cast to the dtype of a floating-point value casts nothing."""
+        return node.all_input_nodes[:1] if self._is_cast_along(node) else node.all_input_nodes
+
+    def _is_cast_along(self, node: fx.Node) -> bool:
+        """Whether a node is `scale.to(x.dtype)`, `.to(x)` or `.type_as(x)` of a value that layers have computed."""
+        if node.op != "call_method" or node.target not in _CASTS or node.kwargs or len(node.all_input_nodes) < 2:
+            return False
+        return all(isinstance(a, fx.Node) and self._is_like(a) for a in node.args[1:])
+
+    def _is_like(self, given: fx.Node) -> bool:
+        """Whether an argument of a cast is a computed floating-point value, or its dtype or device."""
+        if given.target is getattr and given.args[1] in ("dtype", "device"):
+            given = given.all_input_nodes[0]
+        seen: set[fx.Node] = set()
+        while given not in seen:
+            seen.add(given)
+            if given.op == "call_module":
+                return isinstance(module_at(self.root, str(given.target)), _FLOATING)
+            if given.op not in ("call_function", "call_method") or not given.all_input_nodes:
+                return False
+            name = given.target if isinstance(given.target, str) else getattr(given.target, "__name__", "")
+            if name in _FLOATING_FUNCTIONS:
+                return True
+            if name not in _KEEPING:
+                return False
+            given = given.all_input_nodes[0]
+        return False
+
     def _decide(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
             return not node.meta.get("aliased")
         if node.op not in ("call_function", "call_method"):
             return False
-        inputs = node.all_input_nodes
+        inputs = self.read_by(node)
         if not inputs or not all(self._is[a] for a in inputs):
             return False
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -102,7 +139,7 @@ class Constants:
             name = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", "")
             if step.op in ("call_function", "call_method") and name.strip("_") in _JUMPS:
                 return True
-            fresh = [n for n in step.all_input_nodes if n not in seen]
+            fresh = [n for n in self.read_by(step) if n not in seen]
             seen.update(fresh)
             work += fresh
         return False
@@ -112,7 +149,7 @@ class Constants:
         stack = [node]
         while stack:
             top = stack[-1]
-            missing = [a for a in top.all_input_nodes if a not in done]
+            missing = [a for a in self.read_by(top) if a not in done]
             if missing:
                 stack.extend(missing)
                 continue
@@ -123,6 +160,8 @@ class Constants:
         if node.op == "get_attr":
             value = attribute(self.root, str(node.target))
             return prepare(value) if isinstance(value, Tensor) else value
+        if self._is_cast_along(node):
+            return done[node.all_input_nodes[0]]
         args = fx.node.map_arg(node.args, lambda n: done[n])
         kwargs = fx.node.map_arg(node.kwargs, lambda n: done[n])
         if node.op == "call_method":

@@ -197,6 +197,18 @@ def works_in_place(module: nn.Module) -> bool:
     return module.__dict__.get("inplace") is True
 
 
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+
+
+def _drops_nothing(module: nn.Module) -> bool:
+    """Whether a module is a dropout that returns its argument as it is, and so writes nothing."""
+    return isinstance(module, nn.modules.dropout._DropoutNd) and (not module.training or module.p == 0)
+
+
+def _argument(node: fx.Node, position: int, name: str) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+
 def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
     """The value that this node overwrites, if any."""
     out = node.kwargs.get("out")
@@ -208,12 +220,14 @@ def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
     match node.op:
         case "call_module":
             module = module_at(root, str(node.target))
-            return first if works_in_place(module) else None
+            return first if works_in_place(module) and not _drops_nothing(module) else None
         case "call_function":
             name = _name(node)
             in_place = name.startswith("i") and getattr(node.target, "__module__", "") == "_operator"
             if node.target is operator.setitem:
                 return first
+            if name in _DROPOUTS and _argument(node, 2, "training") is False:
+                return None
             in_place = in_place and name in (
                 "iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "imod", "iand", "ior", "ixor", "ilshift",
                 "irshift", "imatmul"

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repfx.constants import attribute
+from repfx.functional import assign
 from repfx.modules import module_at
 
 Shape = tuple[int | None, ...] | None
@@ -40,6 +41,7 @@ _SAME_FUNCTIONS = {
     F.batch_norm, F.layer_norm, F.group_norm, F.relu6, F.mish, F.softplus, F.hardtanh, F.normalize, torch.relu,
     torch.sigmoid, torch.tanh, torch.clamp, torch.exp, torch.sqrt, torch.rsqrt, torch.abs, torch.neg, torch.square,
     torch.log, torch.erf, operator.neg, torch.softmax, torch.batch_norm, torch.negative, torch.clone, operator.pos,
+    assign,
 }  # fmt: skip
 _SAME_METHODS = {
     "contiguous", "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "clamp", "clamp_", "float", "half", "double", "to",

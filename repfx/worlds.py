@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,6 @@ from repfx.surroundings import RANDOM, generators, same_generators, set_generato
 from repfx.tracing import Tracer
 
 MakeTracer = Callable[[], Tracer]
-Agree = Callable[[nn.Module, fx.Graph, nn.Module, fx.Graph], bool]
 
 
 class Fault(Exception):  # noqa: N818 - it is a finding about the model, and no error
@@ -46,16 +45,27 @@ class Traced:
         self.shell, self.graph, self.tracer = shell, graph, tracer
 
 
-def traced(model: nn.Module, kept: Kept, make: MakeTracer, check: Callable[[Tracer], None]) -> Traced:
-    """The trace of a model that is the same in both worlds.  Raises `Fault`."""
+Agree = Callable[[Traced, Traced, str], bool]
+
+
+def traced(
+    model: nn.Module, kept: Kept, make: MakeTracer, check: Callable[[Tracer], None], agree: Agree | None = None
+) -> Traced:
+    """The trace of a model that is the same in both worlds.  Raises `Fault`.
+
+    `agree` says of two traces whether a module that goes two ways computes the same on both.
+    """
     states = generators()
     with types_told(kept.namespaces), _generators_kept(states):
         first = _once(model, kept, make, check)
         _draw_others()
         second = _once(model, kept, _with_gradients(make), None)
-    where = first_difference(first, second)
-    if where is not None:
-        raise Fault([where], "its forward goes another way when gradients are recorded, or is not the same twice")
+    agreed: set[str] = set()
+    while (where := first_difference(first, second, agreed)) is not None:
+        if agree is None or where in agreed or not agree(first, second, where):
+            why = "its forward goes another way when gradients are recorded, or is not the same twice"
+            raise Fault([where], why)
+        agreed.add(where)
     return first
 
 
@@ -201,33 +211,71 @@ def owner(node: fx.Node) -> str:
     return path.rpartition(".")[0] if node.op == "call_module" and path == node.target else path
 
 
-def first_difference(first: Traced, second: Traced) -> str | None:
-    """Path of the module in whose forward two graphs begin to differ; None if they do not."""
+def first_difference(first: Traced, second: Traced, agreed: Collection[str] = ()) -> str | None:
+    """Path of the module in whose forward two graphs begin to differ; None if they do not.
+
+    Calls of the modules in `agreed` may be made of other operations.
+    """
     ours, theirs = _told(first.graph), _told(second.graph)
     same: dict[fx.Node, fx.Node] = {}
-    for one, other in zip(ours, theirs):
-        if not _alike(one, other, same, first.shell, second.shell):
-            return _common(owner(one), owner(other))
-        same[other] = one
+    for path in agreed:
+        one, other = calls_of(first.graph, path), calls_of(second.graph, path)
+        same |= {_made(other[key]): _made(one[key]) for key in one}
+        inside = {node for calls in (one, other) for nodes in calls.values() for node in nodes}
+        ours, theirs = [n for n in ours if n not in inside], [n for n in theirs if n not in inside]
+    for mine, its in zip(ours, theirs):
+        if not _alike(mine, its, same, first.shell, second.shell):
+            return _common(owner(mine), owner(its))
+        same[its] = mine
     if len(ours) != len(theirs):
         longer = ours if len(ours) > len(theirs) else theirs
         return owner(longer[min(len(ours), len(theirs))])
     return None
 
 
+def calls_of(graph: fx.Graph, path: str) -> dict[str, list[fx.Node]]:
+    """The nodes of each call of a module, by the call; reading a weight belongs to none."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in _told(graph):
+        stack = node.meta.get("nn_module_stack", {})
+        key = next((key for key, entry in stack.items() if entry[0] == path), None)
+        if key is not None and node.op != "get_attr":
+            found.setdefault(key, []).append(node)
+    return found
+
+
+def _made(call: list[fx.Node]) -> fx.Node:
+    """What a call returns."""
+    inside = set(call)
+    return next(node for node in call if any(user not in inside for user in node.users))
+
+
 def _told(graph: fx.Graph) -> list[fx.Node]:
-    return [node for node in graph.nodes if not node.meta.get("guard")]
+    """The nodes that compute something; a weight is known by its name, and may be read anywhere."""
+    return [node for node in graph.nodes if not node.meta.get("guard") and not _is_weight(node)]
+
+
+def _is_weight(node: fx.Node) -> bool:
+    return node.op == "get_attr" and not is_met(str(node.target))
 
 
 def _alike(one: fx.Node, other: fx.Node, same: dict[fx.Node, fx.Node], ours: nn.Module, theirs: nn.Module) -> bool:
     if one.op != other.op or owner(one) != owner(other):
         return False
-    if one.op == "get_attr" and str(one.target).startswith("_tensor_constant"):
+    if one.op == "get_attr":
         return _equal(getattr(ours, str(one.target)), getattr(theirs, str(other.target), None))
     if one.target is not other.target and _called(one.target) != _called(other.target):
         return False
-    mapped = fx.node.map_arg((other.args, other.kwargs), lambda node: same.get(node, node))
-    return repr(mapped) == repr((one.args, one.kwargs))
+    return _written(one, {}) == _written(other, same)
+
+
+def _written(node: fx.Node, same: dict[fx.Node, fx.Node]) -> str:
+    """The arguments as text, with the values of the other graph called as in this one."""
+
+    def called(given: fx.Node) -> Any:
+        return f"@{given.target}" if _is_weight(given) else same.get(given, given).name
+
+    return repr(fx.node.map_arg((node.args, node.kwargs), called))
 
 
 def _called(target: Any) -> Any:

@@ -62,6 +62,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.attention",
         "repfx.strands",
         "repfx.regions",
+        "repfx.agreement",
     ),
     "deciding": ("repfx.cost", "repfx.objective", "repfx.protocol", "repfx.absorbing"),
     "passes": ("passes",),

@@ -16,6 +16,7 @@ from repfx.decline import Decline, Reason
 from repfx.modules import module_at
 from repfx.ops import Opaque
 from repfx.shapes import Shapes
+from repfx.sizes import size_read
 from repfx.walking import modules_of, tensors_of
 
 
@@ -81,6 +82,13 @@ class Context:
     def declined(self, node: fx.Node, fact: str, remedy: str = "", reason: Reason = Reason.NOT_EXACT) -> Opaque:
         """An opaque node that says why."""
         return Opaque(Decline(reason, fact, place_of(node), remedy, rule="lifting"))
+
+    def number(self, value: object) -> int | None:
+        """A whole number, or a size that structure tells: `groups=x.shape[1]`."""
+        if isinstance(value, int):
+            return value
+        read = size_read(value)
+        return None if read is None else self.structure.size(*read)
 
     def tensor(self, value: object) -> Callable[[], Tensor] | None:
         """A lazily evaluated constant: a constant node, or a Python number."""

@@ -119,8 +119,8 @@ def _transposed_function(axes: int) -> Callable[[fx.Node, Context], Op | None]:
             tuple_of(argument(node, 7, "dilation", 1), axes),
         )
         padding, more = (tuple_of(argument(node, *place), axes) for place in _TRANSPOSED_PADDING)
-        groups = argument(node, 6, "groups", 1)
-        if stride is None or dilation is None or padding is None or more is None or not isinstance(groups, int):
+        groups = context.number(argument(node, 6, "groups", 1))
+        if stride is None or dilation is None or padding is None or more is None or groups is None:
             return context.declined(node, "its stride, padding, dilation or groups depend on the input's size")
         map_ = makers.from_transposed(
             read,
@@ -178,9 +178,9 @@ def _conv_function(axes: int) -> Callable[[fx.Node, Context], Op | None]:
             return context.declined(node, "the shape of its weight is not known", reason=Reason.UNKNOWN_FACT)
         stride = tuple_of(argument(node, 3, "stride", 1), axes)
         dilation = tuple_of(argument(node, 5, "dilation", 1), axes)
-        groups = argument(node, 6, "groups", 1)
+        groups = context.number(argument(node, 6, "groups", 1))
         padding = argument(node, 4, "padding", 0)
-        if stride is None or dilation is None or not isinstance(groups, int):
+        if stride is None or dilation is None or groups is None:
             return context.declined(node, "its stride, dilation or groups depend on the input's size")
         if padding == "same":
             before, after = _same_padding(shape[2:], dilation)

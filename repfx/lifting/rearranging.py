@@ -19,7 +19,7 @@ from repfx.inplace import is_size
 from repfx.lifting.context import Context, argument, place_of
 from repfx.modules import ChannelOrder, ChannelSlice
 from repfx.ops import Affine, Alias, Concat, Op, Opaque
-from repfx.shapes import SPLITS, part_sizes, split_dim
+from repfx.shapes import SPLITS, Shapes, part_sizes, split_dim
 
 
 def selected(
@@ -149,6 +149,9 @@ def _getitem(node: fx.Node, context: Context) -> Op | None:
     ]
     if not used:
         return Alias(source)
+    signal = rank == 3 and used == [2] and _certain(context).size(source, 2) is None
+    if signal and _certain(context).size(source, 1) is not None:
+        return _cropped(source, 1, slices[2:])  # (B, C, L): the axis that is cut has no size of its own
     if used == [1] or (rank is not None and used == [rank - 1] and rank != 4):
         total = context.shapes.size(source, used[0])
         if total is None:
@@ -159,6 +162,11 @@ def _getitem(node: fx.Node, context: Context) -> Op | None:
     if rank is None or rank < 3 or min(used) < 2:
         return None
     return _cropped(source, rank - 2, slices[2:])
+
+
+def _certain(context: Context) -> Shapes:
+    """Sizes that hold for every input."""
+    return context.structure if context.sure is None else context.sure
 
 
 def _at_indices(node: fx.Node, source: fx.Node, items: list[Any], context: Context) -> Op | None:
