@@ -26,10 +26,17 @@ from repfx.decline import UserError
 from repfx.messages import first_line
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
-WRAPPERS = (  # where training scripts keep the weights; averaged ones first, as timm does
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema",
-    "state_dict", "model_state_dict", "model", "net", "network", "weights", "params",
+AVERAGED = (  # where training scripts keep averaged weights, which are those to deploy
+    "state_dict_ema", "model_ema", "ema_model", "ema_state_dict", "model_state_dict_ema", "ema_model_state_dict",
+    "params_ema", "ema_params", "ema_net", "net_ema", "ema_weights", "g_ema", "ema", "swa_state_dict", "swa_model",
+    "averaged_model",
 )  # fmt: skip
+PLAIN = (
+    "state_dict", "model_state_dict", "model_state", "model", "net_state_dict", "net", "network", "weights", "params",
+    "module", "state",
+)  # fmt: skip
+WRAPPERS = (*AVERAGED, *PLAIN)
+_DEEPEST = 5
 SHOWN = 3  # names listed in an error before "and n more"
 
 
@@ -161,24 +168,41 @@ def _unwrap(path: Path, held: object, key: str | None) -> Checkpoint:
     keys: list[str] = []
     lightning = isinstance(held, Mapping) and "pytorch-lightning_version" in held
     if key is not None:
-        if not isinstance(held, Mapping) or key not in held:
-            names = [str(name) for name in held] if isinstance(held, Mapping) else []
-            raise UserError(f"{path}: has no entry {key!r}; it has {listed(names) or 'none'}.")
-        held, keys = held[key], [key]
-    for _ in range(4):
-        if isinstance(held, nn.Module):
-            held = held.state_dict()
-        tensors = _flat_tensors(held)
-        if tensors:
-            return Checkpoint(path, tensors, tuple(keys), lightning)
-        inner = next((name for name in WRAPPERS if _may_hold_tensors(held, name)), None)
-        if inner is None or not isinstance(held, Mapping):
-            break
-        held = held[inner]
-        keys.append(inner)
+        held, keys = _entry(path, held, key)
+    found = _search(held, tuple(keys), 0)
+    if found is not None:
+        return Checkpoint(path, *found, lightning)
     names = [str(name) for name in held] if isinstance(held, Mapping) else []
     what = f"a dictionary of {listed(names)}" if names else f"a {type(held).__name__}"
     raise UserError(f"{path}: holds {what} and no weights under {', '.join(WRAPPERS)}.")
+
+
+def _entry(path: Path, held: object, key: str) -> tuple[object, list[str]]:
+    """What stands under a key, or under keys with dots between them: `ema.module`."""
+    whole = isinstance(held, Mapping) and key in held
+    keys: list[str] = []
+    for name in [key] if whole else key.split("."):
+        if not isinstance(held, Mapping) or name not in held:
+            names = [str(name) for name in held] if isinstance(held, Mapping) else []
+            raise UserError(f"{path}: has no entry {key!r}; it has {listed(names) or 'none'}.")
+        held = held[name]
+        keys.append(name)
+    return held, keys
+
+
+def _search(held: object, keys: tuple[str, ...], depth: int) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
+    """The first dictionary of tensors on the way down, averaged weights before plain ones, and the keys to it."""
+    if isinstance(held, nn.Module):
+        held = held.state_dict()
+    tensors = _flat_tensors(held)
+    if tensors:
+        return tensors, keys
+    if not isinstance(held, Mapping) or depth == _DEEPEST:
+        return None
+    # mmengine exchanges the two when it saves: its state_dict holds the averages
+    order = ("state_dict", *WRAPPERS) if "message_hub" in held else WRAPPERS
+    inner = (_search(held[name], (*keys, name), depth + 1) for name in order if _may_hold_tensors(held, name))
+    return next((found for found in inner if found is not None), None)
 
 
 def _flat_tensors(held: object) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 STATE = tiny().state_dict()
+OTHER = {name: value * 0 for name, value in STATE.items()}
 LAYOUTS = {
     "bare": STATE,
     "state_dict": {"state_dict": STATE, "epoch": 3, "lr": 0.1},
@@ -42,6 +43,14 @@ LAYOUTS = {
     "model_state_dict": {"model_state_dict": STATE},
     "ema": {"model": {k: v * 0 for k, v in STATE.items()}, "state_dict_ema": STATE},
     "ema absent": {"model": STATE, "model_ema": None},
+    "ema of nothing": {"model": STATE, "ema": {"decay": 0.999, "updates": 3}},
+    "basicsr": {"params": OTHER, "params_ema": STATE},
+    "rt-detr": {"model": OTHER, "ema": {"module": STATE, "updates": 100}, "optimizer": {"state": {}}},
+    "super-gradients": {"net": OTHER, "ema_net": STATE, "acc": torch.tensor(0.5)},
+    "deepspeed": {"module": STATE, "optimizer": None},
+    "swa": {"state_dict": OTHER, "swa_state_dict": {"n_averaged": torch.tensor(2), **prefixed("module.", STATE)}},
+    "mmengine": {"meta": {"epoch": 1}, "message_hub": {"log": 1}, "state_dict": STATE, "ema_state_dict": OTHER},
+    "diffusion": {"ema_model": {"state_dict": {"model": STATE}}, "model": OTHER},
     "nested": {"checkpoint": 1, "state_dict": {"model": STATE}},
     "data parallel": {"state_dict": prefixed("module.", STATE)},
     "compiled": prefixed("_orig_mod.", STATE),
@@ -85,6 +94,10 @@ def test_a_key_chooses_among_several_weights(tmp_path: Path) -> None:
     torch.save({"model": STATE, "model_ema": {k: v * 0 for k, v in STATE.items()}}, path)
     assert float(read_checkpoint(path).tensors["head.weight"].abs().max()) == 0
     assert read_checkpoint(path, key="model").keys == ("model",)
+    torch.save({"ema": {"module": STATE, "other": OTHER}}, path)
+    assert read_checkpoint(path).keys == ("ema", "module")
+    assert read_checkpoint(path, key="ema.other").keys == ("ema", "other")
+    torch.save({"model": STATE, "model_ema": OTHER}, path)
     with pytest.raises(UserError, match="no entry 'mdoel'; it has model, model_ema") as error:
         read_checkpoint(path, key="mdoel")
     one_sentence(error)

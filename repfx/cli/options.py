@@ -31,7 +31,8 @@ CheckpointKey = Annotated[
     typer.Option(
         "--checkpoint-key",
         metavar="KEY",
-        help="Entry of the checkpoint to take; by default averaged (EMA) weights, then plain ones.",
+        help="Entry of the checkpoint to take; by default averaged (EMA) weights, then plain ones; ema.module "
+        "for an entry in an entry.",
     ),
 ]
 Objective = Annotated[
