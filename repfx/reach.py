@@ -11,11 +11,12 @@ comparing the compiled model with the original.
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FunctionType, ModuleType, SimpleNamespace
+from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,12 @@ class Reach:
                 setattr(owner, name, value)
 
 
-def reach_of(modules: Iterable[nn.Module]) -> Reach:
-    """What the code of these modules' classes names."""
+def reach_of(modules: Sequence[nn.Module]) -> Reach:
+    """What the code of these modules and of their classes names."""
     reach, seen = Reach(), set[int]()
+    for module in modules:
+        for function in _functions_in(module.__dict__.values()):
+            _follow(function, reach, seen)
     for of in dict.fromkeys(base for module in modules for base in type(module).__mro__):
         if of.__module__.startswith(("torch.", "builtins")):
             continue
@@ -66,6 +70,19 @@ def reach_of(modules: Iterable[nn.Module]) -> Reach:
             elif not name.startswith("__"):
                 reach.bindings.append((of, name, value))
     return reach
+
+
+def _functions_in(values: Iterable[Any]) -> Iterator[FunctionType]:
+    """The functions among these values: kept as they are, bound, with arguments, or in a list or dictionary."""
+    for value in values:
+        if isinstance(value, FunctionType):
+            yield value
+        elif isinstance(value, MethodType | functools.partial):
+            yield from _functions_in([getattr(value, "__func__", None) or getattr(value, "func", None)])
+        elif type(value) in (list, tuple) and value:
+            yield from _functions_in(value)
+        elif type(value) is dict and value:
+            yield from _functions_in(value.values())
 
 
 def _follow(function: FunctionType, reach: Reach, seen: set[int]) -> None:
@@ -85,9 +102,8 @@ def _follow(function: FunctionType, reach: Reach, seen: set[int]) -> None:
                 continue
             value = each.__globals__[name]
             reach.bindings.append((each.__globals__, name, value))
-            inner = getattr(value, "__wrapped__", value)
-            work += [f for f in (value, inner) if isinstance(f, FunctionType)]
-        work += [f for f in _closed_over(each) if isinstance(f, FunctionType)]
+            work += _functions_in([value, getattr(value, "__wrapped__", None)])
+        work += _functions_in([*_closed_over(each), *(each.__defaults__ or ())])
 
 
 def _closed_over(function: FunctionType) -> list[Any]:

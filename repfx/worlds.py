@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,7 +96,7 @@ def _draw_others() -> None:
 def _once(model: nn.Module, kept: Kept, make: MakeTracer, check: Callable[[Tracer], None] | None) -> Traced:
     """One trace, after which everything is as it was.  Raises `Fault`."""
     before = generators()
-    tracer, shell = make(), shell_of(model)
+    tracer, shell = make(), shell_of(model, kept.modules)
     fault: Fault | None = None
     left: Fault | None = None
     with restored(kept) as counting:
@@ -181,11 +181,14 @@ def restored(kept: Kept) -> Iterator[list[nn.Module]]:
         counting += kept.restore()
 
 
-def shell_of(model: nn.Module) -> nn.Module:
-    """A module like the user's to hold what the trace adds: constants met on the way, guards."""
+def shell_of(model: nn.Module, modules: Sequence[tuple[str, nn.Module]] = ()) -> nn.Module:
+    """A module like the user's to hold what the trace adds: constants met on the way, guards.
+
+    `modules` are all of the model's by path, so that they are found quickly.
+    """
     shell = copy.copy(model)
     shell.__dict__["_modules"] = dict(model._modules)
-    shell.__dict__.pop(INDEX, None)
+    shell.__dict__[INDEX] = dict(modules[1:])
     return shell
 
 
