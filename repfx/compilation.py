@@ -36,6 +36,7 @@ from repfx.rewriting import Engine
 from repfx.shapes import Shapes
 from repfx.sharing import holds_one_of, shared_records, shares_weights, stored_twice
 from repfx.state import copied, held
+from repfx.surroundings import modes_kept
 from repfx.tracing import has_own_call
 from repfx.walking import modules_of
 
@@ -239,7 +240,7 @@ def _propagated(
     }
     runner = _Shapes(root, graph)
     runner.shapes |= {node.name: tuple(value.shape) for node, value in given.items() if isinstance(value, Tensor)}
-    with torch.no_grad(), held(root), unchanged(root), running(model, example):
+    with modes_kept(), torch.no_grad(), held(root), unchanged(root), running(model, example):
         runner.run(initial_env=given)
     return runner.shapes
 

@@ -25,6 +25,7 @@ from repfx.objective import OBJECTIVES, Objective
 from repfx.protocol import Pass
 from repfx.report import Report
 from repfx.state import held
+from repfx.surroundings import modes_kept
 from repfx.whole import compare_with_original
 
 
@@ -179,7 +180,7 @@ def _measured(report: Report, model: nn.Module, fused: nn.Module, example: Examp
     """The report with operations counted in a real forward."""
     started = time.perf_counter()
     args, kwargs = example.args, example.kwargs
-    with unchanged(model), unchanged(fused), held(model), held(fused), running(model, example):
+    with modes_kept(), unchanged(model), unchanged(fused), held(model), held(fused), running(model, example):
         before, after = count_operations(model, args, kwargs), count_operations(fused, args, kwargs)
     seconds = report.verify_seconds + time.perf_counter() - started
     return replace(report, before=before, after=after, verify_seconds=seconds)

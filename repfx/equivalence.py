@@ -31,7 +31,7 @@ from repfx.messages import first_line
 from repfx.precision import InDouble
 from repfx.report import Equivalence
 from repfx.state import Kept, copied, held
-from repfx.surroundings import generators, set_generators
+from repfx.surroundings import generators, modes_kept, set_generators
 from repfx.walking import modules_of
 from repfx.worlds import restored
 
@@ -240,7 +240,7 @@ def _private(model: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]
 
 def _outputs(model: nn.Module, call: Call, dtype: torch.dtype | None, failure: type[Exception]) -> list[_Leaf]:
     """The leaves of what a forward returns, with their places.  Raises `failure`, or `RefusedError`."""
-    with torch.set_grad_enabled(call.gradients), ExitStack() as stack:
+    with modes_kept(), torch.set_grad_enabled(call.gradients), ExitStack() as stack:
         if dtype == torch.float64:
             stack.enter_context(FastDepthwise())  # the inner of the two: what it computes is in float64 already
             stack.enter_context(InDouble())

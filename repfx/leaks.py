@@ -49,8 +49,8 @@ def take_back(made: Iterable[weakref.ref[fx.Proxy]], ours: Iterable[object] = ()
 def _removed(holder: Any, origin: Mapping[int, fx.Node]) -> list[fx.Node]:
     """Remove what is in `origin` from what holds it, if that is a place where code keeps things."""
     if isinstance(holder, dict):
-        pairs = [(key, item) for key, item in holder.items() if id(item) in origin or id(key) in origin]
-        rest = [(key, item) for key, item in holder.items() if id(item) not in origin and id(key) not in origin]
+        pairs = [(key, item) for key, item in dict.items(holder) if id(item) in origin or id(key) in origin]
+        rest = [(key, item) for key, item in dict.items(holder) if id(item) not in origin and id(key) not in origin]
         if any(id(key) in origin for key, _ in pairs):  # a traced value is a key: nothing may ask for its hash
             holder.clear()
             holder.update(rest)

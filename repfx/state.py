@@ -13,12 +13,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from repfx.modules import INDEX
 from repfx.reach import generator_state, is_generator, reach_of, same_state, set_generator_state, state_of, walk
-from repfx.walking import tensors_of
+from repfx.walking import modules_of, tensors_of
 
 
 class Kept:
@@ -41,6 +42,7 @@ class Kept:
         self._filled = [(container, _copied(container)) for container in (*own, *others) if container]
         self._outside = {id(container) for container in others}
         self._generators = [(v, generator_state(v)) for v in (*within, *outside) if is_generator(v)]
+        self._arrays = [(v, v.copy()) for v in (*within, *outside) if _is_array(v)]
         self._flags = [(t, t.requires_grad) for t in tensors_of(modules) if t.is_leaf]
 
     def drew(self) -> bool:
@@ -52,7 +54,7 @@ class Kept:
 
         A value that does not depend on the values of the input is a result kept to save work.
         """
-        if self._reach.changed():
+        if self._reach.changed() or any(not same_state(one, was) for one, was in self._arrays):
             return True
         filled = [*((empty, type(empty)()) for empty in self._empty if empty), *self._filled]
         return any(id(one) in self._outside and _remembers(one, was, depends_on_values) for one, was in filled)
@@ -89,6 +91,9 @@ class Kept:
             if not same_state(generator_state(generator), state):
                 set_generator_state(generator, state)
         self._reach.restore()
+        for array, content in self._arrays:
+            if not same_state(array, content):
+                array[:] = content
         for container, content in [*((empty, type(empty)()) for empty in self._empty if empty), *self._filled]:
             if id(container) in self._outside:
                 _put_back(container, content)
@@ -133,7 +138,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _CONTAINERS = {dict, OrderedDict, defaultdict, Counter, list, set, deque}  # hooks are kept in ordered ones
 
 
+_NO_HOLDERS = {str, int, float, bool, type(None), torch.Size}
 _SCALARS = {str, int, float, bool, type(None), Tensor, nn.Parameter, torch.Size}
+
+
+def _is_array(value: Any) -> bool:
+    """Whether a value is memory that code may write to by index."""
+    return isinstance(value, bytearray) or (isinstance(value, np.ndarray) and value.ndim > 0 and value.flags.writeable)
 
 
 def _holders(values: Iterable[Any]) -> list[Any]:
@@ -162,7 +173,7 @@ def _remembers(container: Any, before: Any, depends: Callable[[fx.Node], bool]) 
 def _entries(container: Any) -> list[tuple[Any, Any]]:
     """What a container holds, each under a key that asks no traced value for its hash."""
     if isinstance(container, dict):
-        return [(key if type(key) in _SCALARS else id(key), value) for key, value in container.items()]
+        return [(key if type(key) in _SCALARS else id(key), value) for key, value in dict.items(container)]
     if isinstance(container, set):
         return [(id(item), item) for item in container]
     return list(enumerate(container))
@@ -213,9 +224,12 @@ def _copied(container: Any) -> Any:
 
 def _identical(now: Any, before: Any) -> bool:
     """Whether both hold the very same objects, in the same order."""
-    if len(now) != len(before) or not all(map(operator.is_, now, before)):
+    if len(now) != len(before):
         return False
-    return not isinstance(now, dict) or all(map(operator.is_, now.values(), before.values()))
+    if isinstance(now, dict):  # an ordered one would ask its keys for their hash on the way, and one may be traced
+        keys = all(map(operator.is_, dict.__iter__(now), dict.__iter__(before)))
+        return keys and all(map(operator.is_, dict.values(now), dict.values(before)))
+    return all(map(operator.is_, now, before))
 
 
 def _same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
@@ -231,7 +245,7 @@ def _put_back(container: Any, content: Any) -> None:
     elif isinstance(container, deque):
         container.clear()
         container.extend(content)
-    elif isinstance(container, set) or not _same(container, content):
+    elif isinstance(container, set) or not _identical(container, content):  # a key may be a traced value
         container.clear()
         container.update(content)
 
@@ -324,8 +338,12 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
 
 @contextmanager
 def held(model: nn.Module) -> Iterator[None]:
-    """Put back what running the model changes in its parameters and buffers."""
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    """Put back what running the model changes in its tensors: registered ones, and those that its code reaches."""
+    modules = modules_of(model)
+    reach = reach_of([module for _, module in modules])
+    values = [v for _, module in modules for v in module.__dict__.values() if type(v) not in _NO_HOLDERS]
+    reached = [v for v in walk([*values, *reach.values, *(v for *_, v in reach.bindings)]) if isinstance(v, Tensor)]
+    tensors = {id(t): t for t in (*tensors_of(modules), *reached)}.values()
     plain = [t for t in tensors if t.device.type != "meta" and t.layout is torch.strided]
     saved = [(t, t.detach().clone()) for t in plain]
     try:

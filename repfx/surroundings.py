@@ -39,6 +39,7 @@ class WorldTracer(RecordingTracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """As fx's, in a world with or without gradients."""
         with (
+            modes_kept(),
             torch.set_grad_enabled(self.gradients),
             _Watch(self),
             _custom_functions(self),
@@ -57,13 +58,16 @@ class WorldTracer(RecordingTracer):
         before = generators()
         value = super().call_module(m, forward, args, kwargs)
         if not same_generators(before, generators()):
-            self.stop_in(m, RANDOM)
+            self.stop_in(self.path_of_module(m), RANDOM)
         return value
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """As fx's, as long as the model's code has not switched a mode."""
         if current_modes() != self._modes:
-            self.stop(_switched(self._modes, current_modes()))
+            running = [entry[0] for entry in self.module_stack.values()]
+            if args and args[0] == "call_module":
+                running = running[:-1]  # the module that is called has not begun to run
+            self.stop_in(running[-1] if running else "", _switched(self._modes, current_modes()))
         return super().create_node(*args, **kwargs)
 
     def custom_function(
@@ -76,8 +80,8 @@ class WorldTracer(RecordingTracer):
         """Give up on the module whose code runs."""
         raise NotImplementedError
 
-    def stop_in(self, module: nn.Module, what: str) -> Any:
-        """Give up on a module whose code has just run."""
+    def stop_in(self, path: str, what: str) -> Any:
+        """Give up on the module at a path, whose code has run."""
         raise NotImplementedError
 
 
@@ -234,6 +238,25 @@ def current_modes() -> tuple[Any, ...]:
         torch.get_default_dtype(),
         torch.get_default_device(),
     )
+
+
+@contextmanager
+def modes_kept() -> Iterator[None]:
+    """Put back what a forward switches for good, or switched when it was stopped."""
+    before = current_modes()
+    enabled = [torch.is_autocast_enabled(device) for device in _DEVICES]
+    try:
+        yield
+    finally:
+        if current_modes() != before:
+            gradients, _, _, dtype, device = before
+            torch.set_grad_enabled(gradients)
+            torch.set_default_dtype(dtype)
+            if torch.get_default_device() != device:
+                torch.set_default_device(device)
+            for kind, was in zip(_DEVICES, enabled):
+                if torch.is_autocast_enabled(kind) is not was:
+                    torch.set_autocast_enabled(kind, was)
 
 
 # --- random generators ----------------------------------------------------------------------------

@@ -90,8 +90,7 @@ class Tracer(SignatureTracer, WorldTracer):
             graph = super().trace(root, concrete_args)
             stray = self.stray_word()
             if stray is not None:
-                self._broken, self.broke_at = True, stray
-                self.stop(AS_TEXT)
+                self.stop_in(stray, AS_TEXT)
             for name, module in self.added.items():
                 self.root.add_module(name, module)
             return graph
@@ -296,10 +295,10 @@ class Tracer(SignatureTracer, WorldTracer):
         self.refusal = fx.proxy.TraceError(what)
         raise self.refusal
 
-    def stop_in(self, module: nn.Module, what: str) -> NoReturn:
-        """Give up on a module whose code has just run."""
+    def stop_in(self, path: str, what: str) -> NoReturn:
+        """Give up on the module at a path, whose code has run."""
         if not self._broken:
-            self._broken, self.broke_at = True, self.path_of_module(module)
+            self._broken, self.broke_at = True, path
         self.stop(what)
 
     def custom_function(

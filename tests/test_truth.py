@@ -1,0 +1,94 @@
+"""No forward makes the trace say what is not so: `tests/truth/` holds them, by kind."""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repfx
+from repfx.decline import InputError
+from repfx.equivalence import leaves
+from tests import hostile
+from tests.truth import caches, functions, memory, modes, randomness
+from tests.truth.case import Case
+
+KINDS = {"memory": memory, "modes": modes, "randomness": randomness, "functions": functions, "caches": caches}
+ALL = {f"{kind}: {name}": case for kind, module in KINDS.items() for name, case in module.CASES.items()}
+SIZES = ((8, 8), (9, 12), (8, 8))  # the first one twice, with another in between
+
+
+def image(size: tuple[int, int]) -> Tensor:
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(sum(size)), dtype=torch.float64)
+
+
+@contextmanager
+def seeded(case: Case) -> Iterator[None]:
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    case.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def answers(model: nn.Module, case: Case) -> list[Any]:
+    """What a fresh copy returns, call after call, in either mode; an `InputError` where it says so."""
+    found = []
+    for gradients in (False, True) if case.gradients else (False,):
+        with seeded(case), torch.set_grad_enabled(gradients):
+            own = copy.deepcopy(model)
+            for size in SIZES:
+                x = image((size[0], size[0]) if case.square else size)
+                try:
+                    found.append(list(leaves(own(x))))
+                except InputError as error:
+                    found.append(error)
+    return found
+
+
+def assert_alike(wanted: list[Any], got: list[Any], refusals: bool) -> None:
+    assert len(wanted) == len(got)
+    for expected, actual in zip(wanted, got, strict=True):
+        if isinstance(actual, InputError):
+            assert refusals, actual
+            continue
+        assert [place for place, _ in expected] == [place for place, _ in actual]
+        for (place, a), (_, b) in zip(expected, actual, strict=True):
+            if isinstance(a, Tensor):
+                assert a.dtype == b.dtype
+                assert a.shape == b.shape
+                assert hostile.relative_error(a.detach(), b.detach()) <= hostile.TOLERANCE, place
+            else:
+                assert a == b
+
+
+@pytest.mark.parametrize("example", [False, True], ids=["without", "with example"])
+@pytest.mark.parametrize("name", ALL)
+def test_the_compiled_module_does_what_the_module_does(name: str, example: bool) -> None:
+    case = ALL[name]
+    model = hostile.prepared(case.build(), 0)
+    wanted = answers(model, case)
+    before = hostile.snapshot(model)
+    attributes = {key: value for key, value in vars(model).items() if not key.startswith("_")}
+    with seeded(case):
+        fused = repfx.reparameterize(model, (image(SIZES[0]),) if example else None)
+    hostile.assert_untouched(model, before)
+    assert {key: value for key, value in vars(model).items() if not key.startswith("_")} == attributes
+    assert_alike(wanted, answers(fused, case), refusals=example and case.other_sizes)
+    assert_alike(wanted, answers(model, case), refusals=False)  # nor has compiling changed the model
+    left = case.sized if example and case.sized is not None else case.left
+    kinds = [type(m).__name__ for m in fused.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    report = repfx.report(fused)
+    assert len(kinds) == left, [island.cause for island in report.islands] or [str(d) for d in report.declines]
+    if case.because and left:
+        assert any(case.because in island.cause for island in report.islands), report.islands
