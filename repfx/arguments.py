@@ -239,7 +239,8 @@ class SignatureTracer(fx.Tracer):
         def call() -> Any:
             return root_fn(root, *args, **kwargs) if own is None else own(*args, **kwargs)
 
-        call.__annotations__ = {"return": getattr(root_fn, "__annotations__", {}).get("return")}
+        returned = getattr(root_fn, "__annotations__", {}).get("return")
+        call.__annotations__ = {} if isinstance(returned, str) else {"return": returned}  # a name from elsewhere
         return call, []
 
     def guard(self, parameters: Sequence[inspect.Parameter], found: Any, values: Mapping[str, fx.Proxy]) -> None:

@@ -62,7 +62,7 @@ class SizedTracer(Tracer):
 
     def asked_by(self, instruction: tuple[FrameType, int]) -> None:
         """Note which instruction asked for the number that the last guard checks."""
-        self._asked.append((instruction, next(reversed(self.graph.nodes))))
+        self._asked.append((instruction, next(iter(reversed(self.graph.nodes)))))
 
     def take_back(self, instruction: tuple[FrameType, int]) -> None:
         """Forget numbers that torch asked for only to see that they are, and then recorded as the values they are."""

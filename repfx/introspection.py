@@ -123,7 +123,7 @@ def way_around_raise(frame: FrameType, outermost: FrameType | None) -> bool | No
     code = list(dis.get_instructions(frame.f_code))
     index = {step.offset: i for i, step in enumerate(code)}
     here = index[frame.f_lasti]
-    if code[here].opname == "TO_BOOL":
+    if code[here].opname == "TO_BOOL" or code[here].argrepr.startswith("bool("):  # since Python 3.13, a comparison
         here += 1
     name = code[here].opname
     if "JUMP" not in name or not ("IF_TRUE" in name or "IF_FALSE" in name):

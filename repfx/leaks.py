@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import operator
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -33,11 +34,13 @@ def take_back(made: Iterable[weakref.ref[fx.Proxy]], ours: Iterable[object] = ()
         holders = gc.get_referrers(*level)
         outer: list[Any] = []
         for holder in holders:
-            if holder is level or holder is outer or id(holder) in skipped or isinstance(holder, FrameType):
+            kind = type(holder)  # isinstance() would ask a traced value what it stands for
+            if holder is level or holder is outer or id(holder) in skipped or issubclass(kind, FrameType | fx.Proxy):
                 continue
-            if isinstance(holder, tuple | frozenset):
+            if issubclass(kind, tuple | frozenset):
                 inside = [origin[id(item)] for item in holder if id(item) in origin]
-                if inside and id(holder) not in origin:
+                arguments = len(holder) == len(level) and all(map(operator.is_, holder, level))  # of the call above
+                if inside and id(holder) not in origin and not arguments:
                     origin[id(holder)] = inside[0]
                     outer.append(holder)
             else:

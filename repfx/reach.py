@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from repfx.introspection import is_library, names_in
 
@@ -122,6 +122,8 @@ def _read(owner: Any, name: str) -> Any:
 
 def state_of(value: Any) -> dict[str, Any] | None:
     """The attributes of an object that holds state of the user's; None of anything else."""
+    if issubclass(type(value), fx.Proxy):
+        return None
     if isinstance(value, _NO_STATE) or not hasattr(value, "__dict__"):
         return None
     of = type(value)
@@ -188,7 +190,9 @@ _DEPTH, _MOST = 6, 20_000  # a bound on the search, not on what is right: the co
 
 
 def contents(value: Any) -> list[Any]:
-    """What lies directly in a container or plain object."""
+    """What lies directly in a container or plain object; a traced value is neither, whatever it stands for."""
+    if issubclass(type(value), fx.Proxy):
+        return []
     if isinstance(value, dict):
         return list(value.values())
     if isinstance(value, list | tuple | set | frozenset) or type(value).__name__ == "deque":

@@ -43,7 +43,7 @@ class WorldTracer(RecordingTracer):
             torch.set_grad_enabled(self.gradients),
             _Watch(self),
             _custom_functions(self),
-            _checkpoints_anywhere(),
+            _checkpoints_passed(),
             _sizes_packed(),
         ):
             self._modes = current_modes()
@@ -108,8 +108,8 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.tracer.is_computing:
-            return func(*args, **kwargs)
+        if self.tracer.is_computing or any(issubclass(kind, fx.Proxy) for kind in types):
+            return func(*args, **kwargs)  # a traced value refuses by itself
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.tracer.stop(RANDOM)
         if func._schema.is_mutable:
@@ -213,15 +213,28 @@ def types_told(namespaces: Iterable[dict[str, Any]]) -> Iterator[None]:
             names.pop("type", None)
 
 
+def _keep_nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """What gradient checkpointing does around the function that it runs, where nothing is computed again."""
+    yield
+
+
 @contextmanager
-def _checkpoints_anywhere() -> Iterator[None]:
-    """Gradient checkpointing asks its arguments for their device, to keep generators; a trace has none to keep."""
-    earlier = checkpoint._infer_device_type
-    checkpoint._infer_device_type = lambda *args: "cpu"
+def _checkpoints_passed() -> Iterator[None]:
+    """Let gradient checkpointing be the function that it runs: what it keeps of its arguments is no part of a graph.
+
+    Users import `checkpoint` by its name; what it looks up when it is called is the generator behind it.
+    """
+    earlier = {name: getattr(checkpoint, name) for name in _AROUND_CHECKPOINTS if hasattr(checkpoint, name)}
+    for name in earlier:
+        setattr(checkpoint, name, _keep_nothing)
     try:
         yield
     finally:
-        checkpoint._infer_device_type = earlier
+        for name, function in earlier.items():
+            setattr(checkpoint, name, function)
+
+
+_AROUND_CHECKPOINTS = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
 
 
 # --- modes ----------------------------------------------------------------------------------------

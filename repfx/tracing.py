@@ -308,7 +308,7 @@ class Tracer(SignatureTracer, WorldTracer):
         if function is CheckpointFunction:
             _, run, _, *rest = args
             return run(*rest)
-        before = next(reversed(self.graph.nodes))
+        before = next(iter(reversed(self.graph.nodes)))
         made = forward(*args)  # seen and forgotten: only what kind of result it has counts
         parts = made if isinstance(made, tuple) else (made,)
         if not all(part is None or isinstance(part, Tensor) for part in parts):

@@ -101,7 +101,10 @@ def test_the_first_command_of_the_readme_is_all_there_is() -> None:
     first, second = blocks(ROOT / "README.md", "sh")[0].strip().split("\n")
     assert first.startswith("python3 -m venv")
     assert first.endswith("examples/quickstart.py")
-    assert second.removeprefix(".venv/bin/") in (ROOT / ".ci" / "run").read_text()
+    assert second == ".venv/bin/python -m pytest -n 2"
+    gate = (ROOT / ".ci" / "run").read_text()
+    assert "README.md" in gate, "the gate runs these two, to the letter"
+    assert '"$work/repfx"' in gate
 
 
 def test_the_architecture_page_names_every_file() -> None:

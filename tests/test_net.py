@@ -134,7 +134,9 @@ def equal_to_none(patch: pytest.MonkeyPatch) -> None:
 
 BROKEN = {
     "isinstance": Broken(lambda s, x: yes(s, x) if isinstance(x, Tensor) else no(s, x), lists, example=False),
-    "isinstance of a size": Broken(lambda s, x: yes(s, x) if isinstance(x.shape[0], int) else no(s, x), mistyped, example=False),
+    "isinstance of a size": Broken(
+        lambda s, x: yes(s, x) if isinstance(x.shape[0], int) else no(s, x), mistyped, example=False
+    ),
     "type": Broken(lambda s, x: yes(s, x) if type(x) is Tensor else no(s, x), other_kind, example=False),
     "shape": Broken(lambda s, x: yes(s, x) if x.shape[-1] > 4 else no(s, x), negated),
     "a number": Broken(lambda s, x: yes(s, x) * int(x.shape[-1]), larger),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -130,7 +131,9 @@ def test_sizes_read_behind_the_norm_do_not_matter() -> None:
 
 def test_an_instance_norm_with_running_statistics_is_a_batch_norm() -> None:
     model = Net(lambda s, x: s.n(s.a(x)), a=conv(4, 6), n=nn.InstanceNorm2d(6, affine=True, track_running_stats=True))
-    _, fused = compiled(model, 4)
+    original = hostile.prepared(model, 0)
+    fused = repfx.reparameterize(copy.deepcopy(original), verify=False)  # before torch 2.10 a forward rounds its means
+    hostile.assert_same(original, fused, torch.randn(2, 4, 9, 12, dtype=torch.float64))
     assert [type(m).__name__ for m in fused.children()] == ["Conv2d"]
 
 

@@ -118,7 +118,7 @@ def noted_and_left(s: Net, x: Tensor) -> Tensor:
     return second(s, ANY["features"]["first"])
 
 
-def memo(s: Net, x: Tensor, known: OrderedDict[int, Tensor] = OrderedDict()) -> Tensor:  # noqa: B006, B008
+def memo(s: Net, x: Tensor, known: OrderedDict[int, Tensor] = OrderedDict()) -> Tensor:  # noqa: B006
     if x.shape[-1] not in known:
         known[x.shape[-1]] = line(x)
     return second(s, first(s, x) + known[x.shape[-1]])

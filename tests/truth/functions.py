@@ -85,7 +85,12 @@ class Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         y, var, weight = ctx.saved_tensors
-        return grad * weight.view(1, -1, 1, 1) / (var + 1e-6).sqrt(), (grad * y).sum((0, 2, 3)), grad.sum((0, 2, 3)), None
+        return (
+            grad * weight.view(1, -1, 1, 1) / (var + 1e-6).sqrt(),
+            (grad * y).sum((0, 2, 3)),
+            grad.sum((0, 2, 3)),
+            None,
+        )
 
 
 class Both(torch.autograd.Function):
@@ -225,9 +230,7 @@ CASES = {
     "straight through": Case(lambda s, x: second(s, Sign.apply(first(s, x)))),
     "arguments that are no tensors": Case(lambda s, x: second(s, Quantise.apply(first(s, x), 4, None))),
     "gradient reversal": Case(lambda s, x: second(s, Reversal.apply(first(s, x), 0.5))),
-    "weights among the arguments": Case(
-        lambda s, x: second(s, Norm.apply(first(s, x), s.n.weight, s.n.bias, 1e-6)), 0
-    ),
+    "weights among the arguments": Case(lambda s, x: second(s, Norm.apply(first(s, x), s.n.weight, s.n.bias, 1e-6)), 0),
     "two outputs": Case(lambda s, x: second(s, sum(Both.apply(first(s, x))))),
     "two outputs, unpacked": Case(lambda s, x: [second(s, y) for y in Both.apply(first(s, x))]),
     "it writes into its argument": Case(halved, STAYS),

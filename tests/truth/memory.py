@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -137,7 +138,10 @@ CASES = {
     "the data of a weight replaced": Case(weight_replaced, STAYS, parts={"mask": mask}, because="assigns .data"),
     "a tensor in a list written": Case(outside_written, STAYS, parts={"kept": lambda: [torch.zeros(1).double()]}),
     "an array written": Case(
-        array_written, STAYS, parts={"array": lambda: __import__("numpy").zeros(2)}, because="reads what an earlier forward wrote"
+        array_written,
+        STAYS,
+        parts={"array": lambda: __import__("numpy").zeros(2)},
+        because="reads what an earlier forward wrote",
     ),
     "the argument written": Case(argument_written, 1, gradients=False),
     "an attribute of a value": Case(attribute_set, STAYS, because="assigns .tag"),
