@@ -22,7 +22,7 @@ from repfx.introspection import place
 from repfx.modules import SizeGuard, module_at
 from repfx.recording import RecordingTracer
 from repfx.sizes import is_shape
-from repfx.traced import SizedAttribute, SizedProxy, SizedTensor
+from repfx.traced import SizedAttribute, SizedMapping, SizedProxy, SizedSequence, SizedShape, SizedTensor
 from repfx.tracing import Tracer
 
 
@@ -31,7 +31,10 @@ class SizedTracer(Tracer):
 
     value_type = SizedProxy
     tensor_type = SizedTensor
+    sequence_type = SizedSequence
+    mapping_type = SizedMapping
     attribute_type = SizedAttribute
+    shape_type = SizedShape
     spells = False  # whether sizes are written out as they are: `cache[f"{h}x{w}"]`
 
     def __init__(self, whole: set[str], example: Example) -> None:

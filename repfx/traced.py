@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class TracedProxy(RecordedProxy, MutableProxy):
         return self._attribute(name)
 
     def _attribute(self, name: str) -> Any:
-        made = self.tracer.attribute_type(self, name)
+        made = (self.tracer.shape_type if name == "shape" else self.tracer.attribute_type)(self, name)
         self.tracer.made.append(weakref.ref(made))
         return made
 
@@ -190,6 +190,11 @@ class TracedTensor(TracedProxy, Tensor, metaclass=_TensorType):  # type: ignore[
 
     __dlpack_device__ = __dlpack__
 
+    @property
+    def keys(self) -> Any:
+        """torch.fx gives every traced value keys; a tensor has none."""
+        raise AttributeError("'Tensor' object has no attribute 'keys'")
+
     def __delitem__(self, index: Any) -> None:
         raise TypeError("Tensor does not support deleting items")
 
@@ -283,6 +288,18 @@ class TracedAttribute(fx.proxy.Attribute, TracedProxy):
     """`x.shape`, or the method that `x.view` is."""
 
 
+class TracedSequence(TracedProxy):
+    """A traced tuple or list, which `match` takes for one."""
+
+
+class TracedMapping(TracedProxy):
+    """A traced dictionary, which `match` takes for one."""
+
+
+class TracedShape(TracedAttribute):
+    """`x.shape`, which is a sequence."""
+
+
 class SizedProxy(TracedProxy):
     """A traced value whose sizes are known for the example."""
 
@@ -319,5 +336,22 @@ class SizedAttribute(fx.proxy.Attribute, SizedProxy):
     """`x.shape`, whose length and items are known for the example."""
 
 
+class SizedSequence(SizedProxy, TracedSequence):
+    """A traced tuple or list of which the sizes are known for the example."""
+
+
+class SizedMapping(SizedProxy, TracedMapping):
+    """A traced dictionary of which the sizes are known for the example."""
+
+
+class SizedShape(SizedAttribute, TracedShape):
+    """`x.shape`, known for the example."""
+
+
 class SizedTensor(SizedProxy, TracedTensor):  # type: ignore[misc, metaclass]
     """A traced tensor whose sizes are known for the example."""
+
+
+for _kind in (TracedSequence, TracedShape):
+    Sequence.register(_kind)  # sets what `case (_, channels, _, _):` looks at, and it looks at the C type
+Mapping.register(TracedMapping)

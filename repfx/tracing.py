@@ -28,7 +28,7 @@ from repfx.questions import kind
 from repfx.shapes import SPLITS, Shapes, part_sizes, split_dim
 from repfx.sizes import is_shape
 from repfx.surroundings import WorldTracer
-from repfx.traced import TracedAttribute, TracedProxy, TracedTensor
+from repfx.traced import TracedAttribute, TracedMapping, TracedProxy, TracedSequence, TracedShape, TracedTensor
 
 _OWN_FORWARD = (
     nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
@@ -66,7 +66,10 @@ class Tracer(SignatureTracer, WorldTracer):
     proxy_buffer_attributes = True  # a buffer is read by name, like a parameter
     value_type: type[TracedProxy] = TracedProxy
     tensor_type: type[TracedTensor] = TracedTensor
+    sequence_type: type[TracedProxy] = TracedSequence
+    mapping_type: type[TracedProxy] = TracedMapping
     attribute_type: type[fx.proxy.Attribute] = TracedAttribute
+    shape_type: type[fx.proxy.Attribute] = TracedShape
 
     def __init__(self, whole: set[str], example: Example | None = None, passed: Passed | None = None) -> None:
         super().__init__(autowrap_functions=())
@@ -158,9 +161,17 @@ class Tracer(SignatureTracer, WorldTracer):
         return proxy
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        value = self.tensor_type(node, self) if self.kind_of(node) is Tensor else self.value_type(node, self)
+        value = self.type_for(self.kind_of(node))(node, self)
         self.made.append(weakref.ref(value))
         return value
+
+    def type_for(self, kind: type | None) -> type[TracedProxy]:
+        """Which traced values stand for this type."""
+        if kind is Tensor:
+            return self.tensor_type
+        if kind is not None and issubclass(kind, tuple | list):
+            return self.sequence_type
+        return self.mapping_type if kind is not None and issubclass(kind, dict) else self.value_type
 
     def create_arg(self, a: Any) -> Any:
         """torch.fx makes every dictionary a plain one; here an ordered one, or a dataclass that is one, stays so."""
@@ -368,7 +379,7 @@ class Tracer(SignatureTracer, WorldTracer):
         if of not in self._leaves:  # a subclass that computes what torch's own module computes is one too
             own = any(issubclass(of, kind) and _computes_as(of, kind) for kind in _OWN_FORWARD)
             self._leaves[of] = own or super().is_leaf_module(m, module_qualified_name)
-        return self._leaves[of] and ("forward" not in m.__dict__ or super().is_leaf_module(m, module_qualified_name))
+        return self._leaves[of] and m.__dict__.keys().isdisjoint(COMPUTING)  # else replaced while the code ran
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -18,10 +18,18 @@ import repfx
 from repfx.decline import InputError
 from repfx.equivalence import leaves
 from tests import hostile
-from tests.truth import caches, functions, memory, modes, randomness
+from tests.truth import asking, caches, functions, memory, modes, randomness, returning
 from tests.truth.case import Case
 
-KINDS = {"memory": memory, "modes": modes, "randomness": randomness, "functions": functions, "caches": caches}
+KINDS = {
+    "memory": memory,
+    "modes": modes,
+    "randomness": randomness,
+    "functions": functions,
+    "caches": caches,
+    "asking": asking,
+    "returning": returning,
+}
 ALL = {f"{kind}: {name}": case for kind, module in KINDS.items() for name, case in module.CASES.items()}
 SIZES = ((8, 8), (9, 12), (8, 8))  # the first one twice, with another in between
 

@@ -140,7 +140,7 @@ CASES = {
     "an array written": Case(
         array_written,
         STAYS,
-        parts={"array": lambda: __import__("numpy").zeros(2)},
+        parts={"array": lambda: np.zeros(2)},
         because="reads what an earlier forward wrote",
     ),
     "the argument written": Case(argument_written, 1, gradients=False),
