@@ -98,7 +98,7 @@ def tried_to_count(s: Net, x: Tensor) -> Tensor:
 def asserted(s: Net, x: Tensor) -> Tensor:
     assert isinstance(x, Tensor), "a tensor"
     assert x.ndim == 4, f"{x.ndim} axes"
-    assert x.shape[1] == 3 and x.shape[2] > 0, f"{tuple(x.shape)}"
+    assert x.shape[1] == 3 and x.shape[2] > 0, f"{tuple(x.shape)}"  # noqa: PT018 - two questions in one assertion, as people write them
     if x.size(0) == 0:
         raise ValueError(f"an empty batch: {x.size()}")
     return both(s, x)
