@@ -234,9 +234,10 @@ class SignatureTracer(fx.Tracer):
             ordered = sorted(parameters, key=lambda p: _IN_CODE.index(p.kind))  # as the code object has them
             call_whole: Callable[..., Any] = _patch_function(cast("FunctionType", root_fn), 1 + len(parameters))
             return call_whole, [root, *(values[p.name] for p in ordered)]
-        args, kwargs = arguments_of(parameters, found, values)
+        given = [arguments_of(parameters, found, values)]
 
         def call() -> Any:
+            args, kwargs = given.pop()  # no frame that outlives the trace leads to them
             return root_fn(root, *args, **kwargs) if own is None else own(*args, **kwargs)
 
         returned = getattr(root_fn, "__annotations__", {}).get("return")

@@ -37,6 +37,7 @@ class Constants:
         self.root = root
         self._is: dict[fx.Node, bool] = {}
         self._meta: dict[fx.Node, Tensor | None] = {}
+        self._casts_along: dict[fx.Node, bool] = {}  # decided of the graph as it was traced
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether no model input reaches this node."""
@@ -53,7 +54,12 @@ class Constants:
 
     def read_by(self, node: fx.Node) -> Sequence[fx.Node]:
         """The values that a node's own depends on: a cast to the dtype of a floating-point value casts nothing."""
-        return node.all_input_nodes[:1] if self._is_cast_along(node) else node.all_input_nodes
+        return node.all_input_nodes[:1] if self._casts(node) else node.all_input_nodes
+
+    def _casts(self, node: fx.Node) -> bool:
+        if node not in self._casts_along:
+            self._casts_along[node] = self._is_cast_along(node)
+        return self._casts_along[node]
 
     def _is_cast_along(self, node: fx.Node) -> bool:
         """Whether a node is `scale.to(x.dtype)`, `.to(x)` or `.type_as(x)` of a value that layers have computed."""
@@ -160,7 +166,7 @@ class Constants:
         if node.op == "get_attr":
             value = attribute(self.root, str(node.target))
             return prepare(value) if isinstance(value, Tensor) else value
-        if self._is_cast_along(node):
+        if self._casts(node):
             return done[node.all_input_nodes[0]]
         args = fx.node.map_arg(node.args, lambda n: done[n])
         kwargs = fx.node.map_arg(node.kwargs, lambda n: done[n])

@@ -120,7 +120,7 @@ def verify(
         try:
             return compare(model, fused, probes(given), dtype)
         except (NotRunError, RefusedError) as error:
-            note = f"its code does not run in {_name(dtype)}: {error}"
+            note = f"in {_name(dtype)} {error}"
     try:
         return replace(compare(model, fused, probes(given), None), note=note)
     except (NotRunError, RefusedError) as error:
@@ -146,12 +146,13 @@ def compare(model: nn.Module, fused: nn.Module, calls: Sequence[Call], dtype: to
     """The worst difference over all calls, with both models in one dtype (None: their own).
 
     Raises:
-        NotRunError: the original raises.  RefusedError: the compiled model raises `InputError`.
+        NotRunError: the original raises, or is another function in this dtype.  RefusedError: the compiled model raises `InputError`.
         UserError: it raises anything else, or returns something of another structure; or the original returns
             no finite number at all.
     """
     kept, states = Kept(model, modules_of(model)), generators()
-    used = dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    used, double = dtype or own, InDouble(own)
     stored = next((p.dtype for p in fused.parameters() if p.is_floating_point()), used)
     bound = _bound(model, used, stored, cast=dtype is not None)
     found = _Difference()
@@ -159,7 +160,7 @@ def compare(model: nn.Module, fused: nn.Module, calls: Sequence[Call], dtype: to
         with _private(model, dtype) as original, _private(fused, dtype) as compiled:
             for call in calls:
                 set_generators(states)
-                expected = _outputs(original, call, dtype, NotRunError)
+                expected = _outputs(original, call, dtype, NotRunError, double)
                 kept.restore_outside()
                 set_generators(states)
                 actual = _outputs(compiled, call, dtype, UserError)
@@ -169,6 +170,8 @@ def compare(model: nn.Module, fused: nn.Module, calls: Sequence[Call], dtype: to
                 eps = torch.finfo(stored).eps
                 noise = max(_rounding(original, call, dtype, eps) for call in calls)
                 bound = max(bound, AMPLIFIED * noise)
+            if found.relative > bound and double.rounds_to is not None:
+                raise NotRunError(f"it would not round to {_name(double.rounds_to)}")
     finally:
         set_generators(states)
         kept.restore()
@@ -238,12 +241,14 @@ def _private(model: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]
         yield own
 
 
-def _outputs(model: nn.Module, call: Call, dtype: torch.dtype | None, failure: type[Exception]) -> list[_Leaf]:
+def _outputs(
+    model: nn.Module, call: Call, dtype: torch.dtype | None, failure: type[Exception], double: InDouble | None = None
+) -> list[_Leaf]:
     """The leaves of what a forward returns, with their places.  Raises `failure`, or `RefusedError`."""
     with modes_kept(), torch.set_grad_enabled(call.gradients), ExitStack() as stack:
         if dtype == torch.float64:
             stack.enter_context(FastDepthwise())  # the inner of the two: what it computes is in float64 already
-            stack.enter_context(InDouble())
+            stack.enter_context(double or InDouble(dtype))
         try:
             given = call.fresh(dtype)
             return list(leaves(model(*given.args, **dict(given.kwargs))))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import operator
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import CellType, FrameType
 from typing import Any
 
@@ -23,7 +25,11 @@ def take_back(made: Iterable[weakref.ref[fx.Proxy]], ours: Iterable[object] = ()
 
     `ours` are containers of the trace itself.  Which objects hold a value is known to the garbage collector alone.
     """
-    alive = [value for value in (ref() for ref in made) if value is not None]
+    made = list(made)
+    alive = _living(made)
+    if alive:
+        _clear_finished_frames(alive)
+        alive = _living(made)
     if not alive:
         return []
     origin = {id(value): value.node for value in alive}  # of each value, and of each tuple that has one in it
@@ -47,6 +53,37 @@ def take_back(made: Iterable[weakref.ref[fx.Proxy]], ours: Iterable[object] = ()
                 found |= dict.fromkeys(_removed(holder, origin))
         level = outer
     return list(found)
+
+
+def _living(made: Iterable[weakref.ref[fx.Proxy]]) -> list[fx.Proxy]:
+    return [value for value in (ref() for ref in made) if value is not None]
+
+
+def _clear_finished_frames(alive: list[fx.Proxy]) -> None:
+    """Let go what functions that have returned still hold: a traceback or an import may have kept their frames."""
+    level: list[Any] = list(alive)
+    for _ in range(_DEEPEST):
+        holders = gc.get_referrers(*level)
+        for holder in holders:
+            if type(holder) is FrameType:
+                _clear(holder)
+        level = [holder for holder in holders if type(holder) in (tuple, list, CellType) and holder is not level]
+        if not level:
+            return
+
+
+def _clear(frame: FrameType) -> None:
+    """Empty a frame that has returned, and those that called it; a generator's is only waiting."""
+    above: FrameType | None = frame
+    with suppress(RuntimeError):  # it is still running, and so are all above it
+        while above is not None:
+            caller = above.f_back
+            if not above.f_code.co_flags & inspect.CO_GENERATOR:
+                above.clear()
+            above = caller
+
+
+_DEEPEST = 3  # a list of arguments in a variable of an inner function
 
 
 def _removed(holder: Any, origin: Mapping[int, fx.Node]) -> list[fx.Node]:

@@ -19,7 +19,16 @@ _BITS = ("aten::view", "aten::view_copy")  # what reads memory as another dtype 
 
 
 class InDouble(TorchDispatchMode):
-    """While it is open, every operation takes and makes float64 where the code says float32 or half."""
+    """While it is open, every operation takes and makes float64 where the code says float32 or half.
+
+    `rounds_to` is then the dtype that the code has asked for though it is narrower than `own`, the model's: such a
+    rounding is part of what the model computes, and is left out here.
+    """
+
+    def __init__(self, own: torch.dtype) -> None:
+        super().__init__()
+        self.own = own
+        self.rounds_to: torch.dtype | None = None
 
     def __enter__(self) -> Any:
         self._default = torch.get_default_dtype()
@@ -35,6 +44,9 @@ class InDouble(TorchDispatchMode):
         if func._overloadname == "dtype" and func._schema.name in _BITS:
             return func(*args, **kwargs)
         kept = _written(func, args, kwargs) if func._schema.is_mutable else ()
+        asked = kwargs.get("dtype")
+        if asked in _LOWER and torch.finfo(asked).eps > torch.finfo(self.own).eps:
+            self.rounds_to = asked
         return func(*[_raised(a, kept) for a in args], **{name: _raised(a, kept) for name, a in kwargs.items()})
 
 

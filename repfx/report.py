@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from repfx.decline import Decline
 
@@ -189,11 +190,11 @@ class Report:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from self.tables()
-        yield self.summary()
+        yield Text(self.summary(), no_wrap=True, overflow="ignore")  # each in one line, whatever the width
 
     def __str__(self) -> str:
         page = io.StringIO()
-        Console(file=page, width=140, no_color=True, emoji=False).print(self)
+        Console(file=page, width=140, no_color=True, emoji=False).print(self, crop=False)
         return page.getvalue()
 
     def to_markdown(self) -> str:
@@ -210,6 +211,9 @@ class Report:
         if self.declines:
             lines += ["", "| pass | declined because | n |", "| --- | --- | ---: |"]
             lines += [f"| {r} | {s} | {n} |" for r, s, n in self.grouped_declines()]
+        if self.islands:
+            lines += ["", "| not traced, kept whole | because |", "| --- | --- |"]
+            lines += [f"| {island.path or 'the model'} | {island.cause} |" for island in self.islands]
         if self.conditions:
             lines += ["", "| holds for the example's sizes |", "| --- |", *(f"| {c} |" for c in self.conditions)]
         return "\n".join([*lines, "", self.summary(), ""])

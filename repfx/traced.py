@@ -118,17 +118,7 @@ class TracedProxy(RecordedProxy, MutableProxy):
         self.tracer.stop("hands a value to NumPy")
 
 
-class _TensorType(type(Tensor)):  # type: ignore[misc]
-    """The type of a traced tensor compares and reads like `torch.Tensor`: `type(x) == Tensor`."""
-
-    def __eq__(cls, other: object) -> bool:
-        return other is cls or other is Tensor
-
-    def __hash__(cls) -> int:
-        return hash(Tensor)
-
-
-class TracedTensor(TracedProxy, Tensor, metaclass=_TensorType):  # type: ignore[misc]
+class TracedTensor(TracedProxy, Tensor):  # type: ignore[misc]
     """A traced value that is a tensor."""
 
     _is_param = False  # `isinstance(w, nn.Parameter)` asks
@@ -348,7 +338,7 @@ class SizedShape(SizedAttribute, TracedShape):
     """`x.shape`, known for the example."""
 
 
-class SizedTensor(SizedProxy, TracedTensor):  # type: ignore[misc, metaclass]
+class SizedTensor(SizedProxy, TracedTensor):  # type: ignore[misc]
     """A traced tensor whose sizes are known for the example."""
 
 

@@ -43,7 +43,7 @@ def compare_with_original(
     try:
         found = _compared(model, fused, in_double, torch.float64)
     except (NotRunError, RefusedError) as error:
-        found = replace(own, note=f"judged in {own.dtype}, as its code does not run in float64: {error}")
+        found = replace(own, note=f"judged in {own.dtype}, as in float64 {error}")
     if not own.tensors:
         return None, "its outputs hold no tensor"
     for equivalence in (own, found):

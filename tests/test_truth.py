@@ -18,11 +18,12 @@ import repfx
 from repfx.decline import InputError
 from repfx.equivalence import leaves
 from tests import hostile
-from tests.truth import asking, caches, functions, memory, modes, randomness, returning
+from tests.truth import asking, caches, functions, memory, mixing, modes, randomness, returning
 from tests.truth.case import Case
 
 KINDS = {
     "memory": memory,
+    "mixing": mixing,
     "modes": modes,
     "randomness": randomness,
     "functions": functions,

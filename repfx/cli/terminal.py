@@ -40,7 +40,7 @@ class Terminal:
             console = Console(emoji=False, width=max(NARROWEST, console.width))
         for result in results:
             text = isinstance(result, str)
-            console.print(result, highlight=False, soft_wrap=text, markup=not text)
+            console.print(result, highlight=False, soft_wrap=text, markup=not text, crop=False)
 
     def show_json(self, record: dict[str, object]) -> None:
         """Print one JSON object, if that was asked for."""

@@ -326,7 +326,7 @@ def _stacked_horizontally(node: fx.Node, context: Context) -> Op | None:
     return Concat(nodes, first=True, last=rank == 2)
 
 
-_IDENTITY_METHODS = ("contiguous", "clone", "detach")
+_IDENTITY_METHODS = ("contiguous", "clone")  # detach is one for values, and none for gradients
 Rule = Callable[[fx.Node, Context], Op | None]
 
 MODULES: dict[type[nn.Module], Callable[[fx.Node, Any, Context], Op | None]] = {
