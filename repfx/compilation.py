@@ -164,7 +164,7 @@ def _rewrite_once(
     def objection(node: fx.Node) -> Decline | None:
         if node.op == "call_module" and str(node.target) in captured.excluded:
             return Decline(Reason.EXCLUDED, "is excluded", lifted.place(node))
-        if kept and node not in lifted.records and holds_one_of(kept, node, root):
+        if kept and node not in lifted.records and holds_one_of(kept, node, lifted):
             fact = "shares its weights with other calls, and folded into some it would be stored once more"
             return Decline(Reason.COST, fact, lifted.place(node))
         return None

@@ -22,8 +22,9 @@ _FUNCTION_KINDS = {
     "conv1d": "convolutions", "conv2d": "convolutions", "conv3d": "convolutions", "linear": "linears",
     "batch_norm": "batch_norms", "add": "adds", "iadd": "adds", "sub": "adds", "isub": "adds", "mul": "muls",
     "imul": "muls", "truediv": "muls", "div": "muls", "cat": "concats", "concat": "concats", "stack": "concats",
-    "chunk": "splits", "split": "splits", "index_select": "permutations", "conv_transpose1d": "convolutions",
-    "conv_transpose2d": "convolutions", "conv_transpose3d": "convolutions",
+    "concatenate": "concats", "hstack": "concats", "vstack": "concats", "chunk": "splits", "split": "splits",
+    "split_with_sizes": "splits", "unbind": "splits", "index_select": "permutations",
+    "conv_transpose1d": "convolutions", "conv_transpose2d": "convolutions", "conv_transpose3d": "convolutions",
 }  # fmt: skip
 
 _MODULE_KINDS = (

@@ -146,7 +146,8 @@ def compare(model: nn.Module, fused: nn.Module, calls: Sequence[Call], dtype: to
     """The worst difference over all calls, with both models in one dtype (None: their own).
 
     Raises:
-        NotRunError: the original raises, or is another function in this dtype.  RefusedError: the compiled model raises `InputError`.
+        NotRunError: the original raises, or is another function in this dtype.
+        RefusedError: the compiled model raises `InputError`.
         UserError: it raises anything else, or returns something of another structure; or the original returns
             no finite number at all.
     """

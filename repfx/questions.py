@@ -52,6 +52,7 @@ _UNSURE = (
     "typename", "register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad", "record_stream",
     "apply_", "map_", "map2_", "reinforce", "as_subclass", "module_load", "to_dlpack", "from_dlpack", "result_type",
     "promote_types", "broadcast_shapes", "wait", "fork", "cond", "while_loop", "vmap", "save", "load", "reduce",
+    "set_rng_state",
     "__class__", "__reduce_ex__", "__deepcopy__", "__format__", "__repr__", "__float__", "__index__", "__complex__",
     "__array__", "__dlpack__", "__dlpack_device__",
 )  # fmt: skip
@@ -158,6 +159,8 @@ def _of_function(node: fx.Node, known: Known) -> type | None:
     if getattr(operator, name, None) is node.target or getattr(operator, f"{name}_", None) is node.target:
         return Tensor if any(known(source) is Tensor for source in node.all_input_nodes) else None
     ours = (getattr(node.target, "__module__", None) or "").split(".")[0] == "repfx"
+    if node.target is torch.adaptive_max_pool1d:
+        return None  # a tensor and its indices, always, unlike that of torch.nn.functional
     torchs = any(getattr(space, name, None) is node.target for space in _SPACES)
     return _returned(node, name, known) if ours or torchs or name in _POOLS else None
 

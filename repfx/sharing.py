@@ -86,9 +86,17 @@ def _equal(a: Values, b: Values) -> bool:
     return all(not x.numel() or float((x - y).abs().max()) <= _SAME * float(x.abs().max()) for x, y in pairs)
 
 
-def holds_one_of(weights: set[int], node: fx.Node, root: nn.Module) -> bool:
-    """Whether a node reads one of these weights, which are given by identity."""
-    return any(id(tensor) in weights for tensor in _held(node, root))
+def holds_one_of(weights: set[int], node: fx.Node, lifted: LiftedGraph) -> bool:
+    """Whether a node reads one of these weights, which are given by identity, or what is computed from them alone."""
+    work, seen = [node], {node}
+    while work:
+        step = work.pop()
+        if any(id(tensor) in weights for tensor in _held(step, lifted.root)):
+            return True
+        fresh = [n for n in step.all_input_nodes if n not in seen and lifted.context.constants.is_constant(n)]
+        seen.update(fresh)
+        work += fresh
+    return False
 
 
 def stored_twice(lifted: LiftedGraph, shared: dict[fx.Node, fx.Node]) -> set[int]:
