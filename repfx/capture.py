@@ -26,7 +26,7 @@ from repfx.decline import TrainingModeError, UserError
 from repfx.example_tracer import SizedTracer
 from repfx.inplace import functionalize
 from repfx.keywords import own_keywords
-from repfx.modules import index_modules
+from repfx.modules import NORMALISING, index_modules
 from repfx.report import Island
 from repfx.sizes import read_sizes_early
 from repfx.spelling import spell_out
@@ -227,7 +227,7 @@ def _has_hooks(module: nn.Module) -> bool:
     if not any(hooks):
         return False
     named = [hook for table in hooks for hook in table.values()]
-    return any(type(hook).__name__ not in ("WeightNorm", "SpectralNorm") for hook in named)
+    return not all(type(hook) in NORMALISING for hook in named)
 
 
 def remove_guards(graph: fx.Graph) -> None:

@@ -64,10 +64,20 @@ _VIEWS = {
     "half", "bfloat16", "cpu", "cuda", "unflatten", "unfold", "movedim", "moveaxis", "swapdims", "diagonal",
     "as_strided",
     "reshape_as", "broadcast_to", "ravel", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
-    "feature_alpha_dropout", "real", "positive", "atleast_1d", "atleast_2d", "atleast_3d", "conj",
+    "feature_alpha_dropout", "real", "positive", "pos", "__pos__", "atleast_1d", "atleast_2d", "atleast_3d", "conj",
     "resolve_conj", "resolve_neg", "view_as_real", "view_as_complex", "slice_inverse", "identity", "requires_grad_",
-    "einsum", "broadcast_tensors", "adjoint", "unsafe_chunk", "unsafe_split",
+    "einsum", "broadcast_tensors", "adjoint", "unsafe_chunk", "unsafe_split", "long", "int", "short", "char", "byte",
+    "bool", "cfloat", "cdouble", "chalf", "conj_physical", "sum_to_size", "to_dense", "alias", "asarray", "as_tensor",
+    "from_dlpack", "align_tensors", "align_to", "align_as", "refine_names", "rename", "as_subclass", "pin_memory",
+    "linalg_diagonal", "values", "indices", "crow_indices", "col_indices", "ccol_indices", "row_indices", "numpy", "coalesce",
+    "dequantize", "meshgrid", "block_diag", "cartesian_prod", "index", "resize_as", "module_load", "imag", "lift",
 }  # fmt: skip
+_VIEWS_OF_ALL = (
+    "einsum", "broadcast_tensors", "align_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "meshgrid", "block_diag",
+    "cartesian_prod",
+)  # fmt: skip
+_OVERWRITING = ("iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "imod", "iand", "ior", "ixor", "ilshift",
+                "irshift", "imatmul")  # fmt: skip
 _FACTS = ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "itemsize", "names")
 _SAME_MODULES = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
 
@@ -80,6 +90,9 @@ def functionalize(graph: fx.Graph, root: nn.Module, whole: Iterable[str] = ()) -
     in_place = [node for node in graph.nodes if _mutated(node, root) is not None]
     if in_place:
         _rewrite(graph, root, in_place)
+    for node in graph.nodes:
+        for victim in _listed(node):
+            _alias(graph, root, _aliases(victim, root) | {node})
     _mark_overwriters(graph, root, set(whole))
 
 
@@ -96,7 +109,8 @@ def _rewrite(graph: fx.Graph, root: nn.Module, in_place: list[fx.Node]) -> None:
         family = _aliases(victim, root)
         kept = any(m.op in ("placeholder", "get_attr") for m in family)  # outlives this forward
         kept |= mixed and len(node.all_input_nodes) > 1  # in place, the result keeps the dtype of the target
-        read_later = any(position[u] > position[node] for m in family - {victim} for u in m.users if u is not node)
+        older = [m for m in family - {victim} if position[m] < position[node]]  # a view made afterwards is of the new
+        read_later = any(position[u] > position[node] for m in older for u in m.users if u is not node)
         if kept or read_later or not _out_of_place(node):
             _alias(graph, root, family | {node})
             continue
@@ -182,7 +196,7 @@ def _out_of_place(node: fx.Node) -> bool:
         return True
     name = _name(node)
     if getattr(operator, name, None) is node.target:
-        node.target = getattr(operator, name[1:])
+        node.target = getattr(operator, f"{name[1:]}_" if name in ("iand", "ior") else name[1:])
         return True
     if node.target not in (getattr(torch, name, None), getattr(F, name, None)) or not hasattr(torch, name.rstrip("_")):
         return False  # no operation of torch's own, such as nn.init.normal_
@@ -214,7 +228,7 @@ def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
     out = node.kwargs.get("out")
     if isinstance(out, fx.Node):
         return out
-    first = node.args[0] if node.args else node.kwargs.get("input")
+    first = node.args[0] if node.args else next((node.kwargs[n] for n in _FIRST if n in node.kwargs), None)
     if not isinstance(first, fx.Node):
         return None
     match node.op:
@@ -223,16 +237,11 @@ def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
             return first if works_in_place(module) and not _drops_nothing(module) else None
         case "call_function":
             name = _name(node)
-            in_place = name.startswith("i") and getattr(node.target, "__module__", "") == "_operator"
-            if node.target is operator.setitem:
-                return first
+            if getattr(node.target, "__module__", "") == "_operator":  # `and_` and `or_` write nothing
+                return first if name in _OVERWRITING or name == "setitem" else None
             if name in _DROPOUTS and _argument(node, 2, "training") is False:
                 return None
-            in_place = in_place and name in (
-                "iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "imod", "iand", "ior", "ixor", "ilshift",
-                "irshift", "imatmul"
-            )  # fmt: skip
-            if in_place or node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__")):
+            if node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__")):
                 return first
             return None
         case "call_method":
@@ -244,19 +253,38 @@ def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
             return None
 
 
+def _listed(node: fx.Node) -> list[fx.Node]:
+    """The values in a list that a function overwrites: `torch._foreach_mul_([a, b], 2.0)`."""
+    name, first = _name(node), node.args[0] if node.args else None
+    overwrites = node.op == "call_function" and name.endswith("_") and not name.endswith("__")
+    if not overwrites or not isinstance(first, list | tuple):
+        return []
+    return [value for value in first if isinstance(value, fx.Node)]
+
+
+_FIRST = ("input", "tensor", "self")  # what functions call their first argument, `nn.init.constant_(tensor=y)`
+
+
 def _aliases(node: fx.Node, root: nn.Module) -> set[fx.Node]:
     """All values that may share memory with `node`."""
     family, work = {node}, [node]
     while work:
         member = work.pop()
-        near = [user for user in member.users if _is_view(user, root)]
-        if _is_view(member, root):
-            near += list(member.all_input_nodes)
-        for other in near:
+        near = [user for user in member.users if member in _viewed(user, root)]
+        for other in (*near, *_viewed(member, root)):
             if other not in family:
                 family.add(other)
                 work.append(other)
     return family
+
+
+def _viewed(node: fx.Node, root: nn.Module) -> list[fx.Node]:
+    """The arguments whose memory a value may share."""
+    if not _is_view(node, root):
+        return []
+    given = node.all_input_nodes
+    known = node.op != "call_module" or isinstance(module_at(root, str(node.target)), _SAME_MODULES)
+    return given[:1] if known and _name(node) not in _VIEWS_OF_ALL else given
 
 
 def _is_view(node: fx.Node, root: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 
 from repfx.arguments import Passed
 from repfx.introspection import source_of
-from repfx.modules import CustomFunction
+from repfx.modules import NORMALISING, CustomFunction
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -166,7 +166,7 @@ def may_overwrite(module: nn.Module) -> bool:
         if getattr(part, "inplace", False) is True:
             return True
         hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
-        if any(_works_in_place(hook) for hook in hooks if type(hook).__name__ not in ("WeightNorm", "SpectralNorm")):
+        if any(_works_in_place(hook) for hook in hooks if type(hook) not in NORMALISING):
             return True
         if isinstance(part, CustomFunction) and _works_in_place(part.function):
             return True

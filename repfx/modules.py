@@ -11,8 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from repfx.decline import InputError
+
+NORMALISING = (WeightNorm, SpectralNorm)  # torch's hooks that compute a weight from others, and do nothing else
 
 INDEX = "_repfx_modules"
 

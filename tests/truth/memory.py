@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -121,11 +123,122 @@ def swapped(s: Net, x: Tensor) -> Tensor:
     return second(s, y) - second(s, z)
 
 
+def itself(view: Callable[[Tensor], Tensor]) -> Callable[[Net, Tensor], Tensor]:
+    """A value is asked for in the form that it has, is the same memory, and is written."""
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        y = first(s, x)
+        view(y).mul_(2.0)
+        return second(s, y)
+
+    return run
+
+
+def counts(view: Callable[[Tensor], Tensor]) -> Callable[[Net, Tensor], Tensor]:
+    """The same for whole numbers."""
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        y = first(s, x)
+        count = view((y > 0).sum((2, 3), keepdim=True) * 0 + 3)
+        same = view(count)
+        same -= 1
+        return second(s, y * count)
+
+    return run
+
+
+def masked(s: Net, x: Tensor) -> Tensor:
+    y = first(s, x)
+    keep = y > 0
+    keep.bool().logical_not_()
+    return second(s, y * keep)
+
+
+def filled_by_init(s: Net, x: Tensor) -> Tensor:
+    y = first(s, x)
+    nn.init.constant_(y[:, :1], 2.0)
+    return second(s, y)
+
+
+def in_a_list(s: Net, x: Tensor) -> Tensor:
+    y = first(s, x)
+    torch._foreach_mul_([y], 2.0)
+    return second(s, y)
+
+
+def masks(s: Net, x: Tensor) -> Tensor:
+    y = first(s, x)
+    inside = (y > 0) & (y < 1) | (y < -1) ^ (y < -2)
+    inside |= y > 2
+    inside &= y < 3
+    inside ^= y > 2.5
+    return second(s, y * ~inside)
+
+
+def viewed_after(s: Net, x: Tensor) -> Tensor:
+    y = first(s, x)
+    out = torch.zeros_like(y)
+    out[:, :2] = y[:, :2]
+    out[:, 2:] = y[:, 2:] * 2.0
+    return second(s, out.view(y.shape))
+
+
+def viewed_before(s: Net, x: Tensor) -> Tensor:
+    y = first(s, x)
+    rows = y.view(y.shape)
+    y[:, :2] = y[:, :2] * 2.0
+    return second(s, rows)
+
+
+def made_like(s: Net, x: Tensor) -> Tensor:
+    y = first(s, x)
+    out = torch.zeros(y.shape).type_as(y)
+    out[:, :2] = 1.0
+    return second(s, y.relu() + out)
+
+
 def mask() -> Tensor:
     return (torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(3)) > 0.5).double()
 
 
+SAME = {
+    "double": lambda y: y.double(),
+    "to its dtype": lambda y: y.to(torch.float64),
+    "to its device": lambda y: y.to("cpu"),
+    "type_as": lambda y: y.type_as(y),
+    "type": lambda y: y.type(torch.float64),
+    "contiguous": lambda y: y.contiguous(),
+    "real": lambda y: y.real,
+    "conj": lambda y: y.conj(),
+    "conj_physical": lambda y: y.conj_physical(),
+    "positive": lambda y: +y,
+    "summed to its size": lambda y: y.sum_to_size(y.shape),
+    "dense": lambda y: y.to_dense(),
+    "alias": lambda y: torch.ops.aten.alias(y),
+    "like itself": lambda y: y.view_as(y),
+    "expanded": lambda y: y.expand_as(y),
+    "reshaped": lambda y: y.reshape(y.shape),
+    "one dimension more": lambda y: torch.atleast_3d(y),
+    "broadcast": lambda y: torch.broadcast_tensors(y, y)[0],
+    "a diagonal": lambda y: torch.diagonal(y, 0, 2, 3),
+}
+WHOLE = {
+    "long": lambda n: n.long(),
+    "int": lambda n: n.int(),
+    "short": lambda n: n.short(),
+    "char": lambda n: n.char(),
+    "byte": lambda n: n.byte(),
+}
 CASES = {
+    **{f"itself: {name}": Case(itself(view), STAYS, gradients=False) for name, view in SAME.items()},
+    **{f"itself: {name}": Case(counts(view)) for name, view in WHOLE.items()},
+    "itself: bool": Case(masked),
+    "filled by an initialiser": Case(filled_by_init, STAYS),
+    "written in a list": Case(in_a_list, STAYS, gradients=False),
+    "masks joined": Case(masks),
+    "viewed after it was written": Case(viewed_after),
+    "viewed before it was written": Case(viewed_before, STAYS),
+    "made like another": Case(made_like),
     "data assigned": Case(data_assigned, STAYS, because="assigns .data"),
     "data set by name": Case(data_set_by_name, STAYS, because="assigns .data"),
     "data set past the instance": Case(data_past_the_instance, STAYS, because="assigns .data"),
