@@ -18,9 +18,10 @@ from types import FunctionType
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _patch_function
 from torch.fx.graph import CodeGen
+from torch.utils._pytree import tree_map
 
 from repfx.modules import OPEN
 
@@ -32,7 +33,7 @@ _IN_CODE = (
     inspect.Parameter.VAR_POSITIONAL,
     inspect.Parameter.VAR_KEYWORD,
 )
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, enum.Enum, torch.layout)
 
 
@@ -46,6 +47,19 @@ class Example:
     def bound(self, parameters: Sequence[inspect.Parameter]) -> dict[str, Any]:
         """The arguments by parameter name, only those that the call gives.  Raises `TypeError` if it does not fit."""
         return dict(inspect.Signature(parameters).bind(*self.args, **self.kwargs).arguments)
+
+    def fresh(self, dtype: torch.dtype | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Both with tensors and containers of their own, in this dtype: a forward may overwrite its arguments."""
+
+        def leaf(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            own = x.detach().clone()
+            own = own.to(dtype) if dtype is not None and own.is_floating_point() else own
+            return own.requires_grad_(x.requires_grad)
+
+        args, kwargs = tree_map(leaf, (self.args, dict(self.kwargs)))
+        return args, kwargs
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,7 @@ def templates(
     sole = _taken_as_given(parameters) if example is None and passed is None else None
     for index, parameter in enumerate(parameters):
         name = parameter.name
-        if parameter.kind in _VARIADIC:
+        if parameter.kind in VARIADIC:
             if passed is not None and (passed.anything or _spills(parameters, passed)):
                 raise UnknownArgumentError(f"its caller passes more than its named arguments, through {name}")
             if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
@@ -128,14 +142,14 @@ def templates(
 
 def _taken_as_given(parameters: Sequence[inspect.Parameter]) -> str | None:
     """The first argument of a forward that asks for none: it computes nothing from nothing."""
-    named = [p for p in parameters if p.kind not in _VARIADIC]
+    named = [p for p in parameters if p.kind not in VARIADIC]
     if not named or any(p.default is EMPTY for p in named) or named[0].default is not None:
         return None
     return named[0].name
 
 
 def _spills(parameters: Sequence[inspect.Parameter], passed: Passed) -> bool:
-    named = [p for p in parameters if p.kind not in _VARIADIC]
+    named = [p for p in parameters if p.kind not in VARIADIC]
     positional = [p for p in named if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     return passed.positional > len(positional) or bool(passed.keywords - {p.name for p in named})
 
@@ -145,7 +159,7 @@ def guarded(parameters: Sequence[inspect.Parameter], found: Mapping[str, Any]) -
 
     A required argument behind the first one may be None, and the trace has taken it for a value.
     """
-    required = [p.name for p in parameters if p.default is EMPTY and p.kind not in _VARIADIC]
+    required = [p.name for p in parameters if p.default is EMPTY and p.kind not in VARIADIC]
     return {name: value for name, value in found.items() if value is not OPEN or name not in required[:1]}
 
 
@@ -230,7 +244,7 @@ class SignatureTracer(fx.Tracer):
             starred = bool(kinds[inspect.Parameter.VAR_POSITIONAL])
             self.graph.set_codegen(SignatureCodeGen(positional, keyword, starred))
         self.guard(parameters, found, values)
-        if any(found[p.name] is OPEN and p.kind in _VARIADIC for p in parameters):
+        if any(found[p.name] is OPEN and p.kind in VARIADIC for p in parameters):
             ordered = sorted(parameters, key=lambda p: _IN_CODE.index(p.kind))  # as the code object has them
             call_whole: Callable[..., Any] = _patch_function(cast("FunctionType", root_fn), 1 + len(parameters))
             return call_whole, [root, *(values[p.name] for p in ordered)]

@@ -234,7 +234,7 @@ def _propagated(
     """Shapes of all values for the example inputs, by node name."""
     if example is None:
         return {}
-    values = example_values(parameters_of(model.forward), example)
+    values = example_values(parameters_of(model.forward), Example(*example.fresh()))
     given: dict[fx.Node, Any] = {
         node: values[str(node.target).lstrip("*")] for node in graph.nodes if node.op == "placeholder"
     }

@@ -179,9 +179,8 @@ def _compared(
 def _measured(report: Report, model: nn.Module, fused: nn.Module, example: Example) -> Report:
     """The report with operations counted in a real forward."""
     started = time.perf_counter()
-    args, kwargs = example.args, example.kwargs
     with modes_kept(), unchanged(model), unchanged(fused), held(model), held(fused), running(model, example):
-        before, after = count_operations(model, args, kwargs), count_operations(fused, args, kwargs)
+        before, after = count_operations(model, *example.fresh()), count_operations(fused, *example.fresh())
     seconds = report.verify_seconds + time.perf_counter() - started
     return replace(report, before=before, after=after, verify_seconds=seconds)
 

@@ -69,8 +69,9 @@ _VIEWS = {
     "einsum", "broadcast_tensors", "adjoint", "unsafe_chunk", "unsafe_split", "long", "int", "short", "char", "byte",
     "bool", "cfloat", "cdouble", "chalf", "conj_physical", "sum_to_size", "to_dense", "alias", "asarray", "as_tensor",
     "from_dlpack", "align_tensors", "align_to", "align_as", "refine_names", "rename", "as_subclass", "pin_memory",
-    "linalg_diagonal", "values", "indices", "crow_indices", "col_indices", "ccol_indices", "row_indices", "numpy", "coalesce",
-    "dequantize", "meshgrid", "block_diag", "cartesian_prod", "index", "resize_as", "module_load", "imag", "lift",
+    "linalg_diagonal", "values", "indices", "crow_indices", "col_indices", "ccol_indices", "row_indices", "numpy",
+    "coalesce", "dequantize", "meshgrid", "block_diag", "cartesian_prod", "index", "resize_as", "module_load", "imag",
+    "lift",
 }  # fmt: skip
 _VIEWS_OF_ALL = (
     "einsum", "broadcast_tensors", "align_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "meshgrid", "block_diag",

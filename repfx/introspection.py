@@ -174,6 +174,11 @@ def _may_catch(frame: FrameType) -> bool:
     return any(entry.start <= frame.f_lasti < entry.end for entry in entries)
 
 
+CHANGES_CONTAINERS = (
+    "append", "extend", "insert", "pop", "remove", "clear", "reverse", "update", "setdefault", "popitem", "appendleft",
+    "popleft", "extendleft", "add", "discard",
+)  # fmt: skip
+
 # --- source text ----------------------------------------------------------------------------------
 
 

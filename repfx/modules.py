@@ -5,7 +5,7 @@ They are plain `nn.Module`s with weights: they can be trained, exported, copied,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -265,15 +265,17 @@ class Guard(nn.Module):
 class ArgumentGuard(Guard):
     """Raises `InputError` for arguments other than those that were compiled in."""
 
-    def __init__(self, model: str, expected: Mapping[str, Any]) -> None:
+    def __init__(self, model: str, expected: Mapping[str, Any], starred: Collection[str] = ()) -> None:
         super().__init__()
         self.model = model
         self.expected = dict(expected)
+        self.starred = frozenset(starred)  # `*args` and `**kwargs`, for which exporters hand over an empty list
 
     def forward(self, **given: Any) -> None:
         """The arguments by name."""
         for name, wanted in self.expected.items():
-            if not _matches(given[name], wanted):
+            nothing = name in self.starred and not wanted and not given[name]
+            if not nothing and not _matches(given[name], wanted):
                 raise InputError(_argument_message(self.model, name, given[name], wanted))
 
     def extra_repr(self) -> str:

@@ -57,7 +57,7 @@ def reach_of(modules: Sequence[nn.Module]) -> Reach:
     """What the code of these modules and of their classes names."""
     reach, seen = Reach(), set[int]()
     for module in modules:
-        for function in _functions_in(module.__dict__.values()):
+        for function in functions_in(module.__dict__.values()):
             _follow(function, reach, seen)
     for of in dict.fromkeys(base for module in modules for base in type(module).__mro__):
         if of.__module__.startswith(("torch.", "builtins")):
@@ -72,17 +72,17 @@ def reach_of(modules: Sequence[nn.Module]) -> Reach:
     return reach
 
 
-def _functions_in(values: Iterable[Any]) -> Iterator[FunctionType]:
+def functions_in(values: Iterable[Any]) -> Iterator[FunctionType]:
     """The functions among these values: kept as they are, bound, with arguments, or in a list or dictionary."""
     for value in values:
         if isinstance(value, FunctionType):
             yield value
         elif isinstance(value, MethodType | functools.partial):
-            yield from _functions_in([getattr(value, "__func__", None) or getattr(value, "func", None)])
+            yield from functions_in([getattr(value, "__func__", None) or getattr(value, "func", None)])
         elif type(value) in (list, tuple) and value:
-            yield from _functions_in(value)
+            yield from functions_in(value)
         elif type(value) is dict and value:
-            yield from _functions_in(value.values())
+            yield from functions_in(value.values())
 
 
 def _follow(function: FunctionType, reach: Reach, seen: set[int]) -> None:
@@ -102,8 +102,8 @@ def _follow(function: FunctionType, reach: Reach, seen: set[int]) -> None:
                 continue
             value = each.__globals__[name]
             reach.bindings.append((each.__globals__, name, value))
-            work += _functions_in([value, getattr(value, "__wrapped__", None)])
-        work += _functions_in([*_closed_over(each), *(each.__defaults__ or ())])
+            work += functions_in([value, getattr(value, "__wrapped__", None)])
+        work += functions_in([*_closed_over(each), *(each.__defaults__ or ())])
 
 
 def _closed_over(function: FunctionType) -> list[Any]:

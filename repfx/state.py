@@ -43,6 +43,8 @@ class Kept:
         self._outside = {id(container) for container in others}
         self._generators = [(v, generator_state(v)) for v in (*within, *outside) if is_generator(v)]
         self._arrays = [(v, v.copy()) for v in (*within, *outside) if _is_array(v)]
+        self._own: dict[int, dict[str, Any]] = {}  # by module, once it is asked for
+        self._content: dict[int, Any] = {}  # by container
         self._flags = [(t, t.requires_grad) for t in tensors_of(modules) if t.is_leaf]
 
     def drew(self) -> bool:
@@ -66,6 +68,27 @@ class Kept:
             or not all(_identical(container, content) for container, content in self._filled)
             or not all(_identical(m.__dict__, before) for (_, m), before in zip(self.modules, self.before))
         )
+
+    def differs(self) -> bool:
+        """Whether anything is another than it was, beside the modules too."""
+        arrays = any(not same_state(one, was) for one, was in self._arrays)
+        return self.touched() or self._reach.changed() or arrays or self.drew()
+
+    def is_altered(self, module: nn.Module) -> bool:
+        """Whether a module, or a part of it, has other attributes, parameters or buffers than it had."""
+        if not self._own:
+            self._own = {id(one): before for (_, one), before in zip(self.modules, self.before)}
+            self._content = {id(container): content for container, content in self._filled}
+        for part in module.modules() if module._modules else (module,):
+            before = self._own.get(id(part))
+            if before is None:
+                continue  # made on the way
+            tables = (part._parameters, part._buffers)
+            if not _identical(part.__dict__, before):
+                return True
+            if not all(_identical(table, self._content.get(id(table), {})) for table in tables):
+                return True
+        return False
 
     def restore(self) -> list[nn.Module]:
         """Put everything back.  Returns the modules whose numbers were other ones."""

@@ -14,6 +14,7 @@ import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -21,14 +22,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from repfx.arguments import OPEN, Example, Passed, SignatureTracer, example_values, guarded, templates
-from repfx.introspection import frame_of_caller, place
+from repfx.arguments import OPEN, VARIADIC, Example, Passed, SignatureTracer, example_values, guarded, templates
+from repfx.introspection import CHANGES_CONTAINERS, frame_of_caller, place
 from repfx.modules import EMITTED, ArgumentGuard, CustomFunction, Guard, SizeGuard, module_at, note_module
 from repfx.questions import kind
 from repfx.shapes import SPLITS, Shapes, part_sizes, split_dim
 from repfx.sizes import is_shape
 from repfx.surroundings import WorldTracer
 from repfx.traced import TracedAttribute, TracedMapping, TracedProxy, TracedSequence, TracedShape, TracedTensor
+from repfx.unread import Unread
 
 _OWN_FORWARD = (
     nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
@@ -85,12 +87,14 @@ class Tracer(SignatureTracer, WorldTracer):
         self._leaves: dict[type, bool] = {}
         self._kinds: dict[fx.Node, type | None] = {}
         self.made: list[weakref.ref[Any]] = []  # all traced values
+        self.unread: Unread | None = None  # what code that is not traced may read and write, if there is such code
         self.words: dict[str, str] = {}  # what stands for values in texts, and the module that wrote it
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self.outermost = frame_of_caller(0)
         try:
-            graph = super().trace(root, concrete_args)
+            with self.unread or nullcontext():
+                graph = super().trace(root, concrete_args)
             stray = self.stray_word()
             if stray is not None:
                 self.stop_in(stray, AS_TEXT)
@@ -123,8 +127,9 @@ class Tracer(SignatureTracer, WorldTracer):
         if self.passed is not None:
             expected = {name: value for name, value in expected.items() if value is not OPEN}
         if expected:
-            name = type(self.root).__name__
-            self.add_guard("arguments", ArgumentGuard(name, expected), (), {key: values[key] for key in expected})
+            name, starred = type(self.root).__name__, [p.name for p in parameters if p.kind in VARIADIC]
+            guard = ArgumentGuard(name, expected, starred)
+            self.add_guard("arguments", guard, (), {key: values[key] for key in expected})
 
     def add_guard(self, path: str, module: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         """Call a new module of the root's here."""
@@ -154,6 +159,19 @@ class Tracer(SignatureTracer, WorldTracer):
         assert self.submodule_paths is not None
         for path, part in m.named_modules():
             self.submodule_paths.setdefault(part, f"{name}.{path}" if path else name)
+
+    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], *rest: Any, **options: Any) -> fx.Proxy:
+        """As fx's, but for what changes a list or dictionary that came from outside: a graph holds values."""
+        owner = args[0] if args else None
+        changes = kind == "call_method" and target in CHANGES_CONTAINERS and not hasattr(Tensor, target)
+        assigns = target is operator.setitem or (kind == "call_method" and target == "sort")
+        if changes or (assigns and self._is_container(owner)):
+            self.stop("changes a list or dictionary that it was given")
+        return super().create_proxy(kind, target, args, *rest, **options)
+
+    def _is_container(self, value: Any) -> bool:
+        kind = self.kind_of(value.node) if issubclass(type(value), fx.Proxy) else None
+        return kind is not None and issubclass(kind, list | dict)
 
     def attribute_proxy(self, name: str, value: Tensor) -> fx.Proxy:
         proxy = self.tensor_type(super().attribute_proxy(name, value).node, self, value)
@@ -379,15 +397,23 @@ class Tracer(SignatureTracer, WorldTracer):
         if of not in self._leaves:  # a subclass that computes what torch's own module computes is one too
             own = any(issubclass(of, kind) and _computes_as(of, kind) for kind in _OWN_FORWARD)
             self._leaves[of] = own or super().is_leaf_module(m, module_qualified_name)
-        return self._leaves[of] and m.__dict__.keys().isdisjoint(COMPUTING)  # else replaced while the code ran
+        if not self._leaves[of] or not m.__dict__.keys().isdisjoint(COMPUTING):  # replaced while the code ran
+            return False
+        altered = self.unread is not None and self.unread.is_altered(m)
+        return not altered and not _holds_values(m)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if has_own_call(m):
             self.stop(f"calls {type(m).__name__}, whose class does more in a call than its forward")
-        if self.submodule_paths is not None and m not in self.submodule_paths:
+        registered = self.submodule_paths is None or m in self.submodule_paths
+        if not registered and _holds_values(m):  # made here of values: only its code goes into the graph
+            return forward(*args, **kwargs)
+        if not registered:
             self._adopt(m)
+        elif self.unread is not None and self.unread.sees_a_change(self.path_of_module(m)):
+            self.stop(f"changes what {self.path_of_module(m)} may read, whose code does not trace")
         try:
             value = super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -398,6 +424,15 @@ class Tracer(SignatureTracer, WorldTracer):
         if isinstance(m, Guard):
             value.node.meta["guard"] = True
         return value
+
+
+def _holds_values(module: nn.Module) -> bool:
+    """Whether attributes of a module are traced values: `nn.Upsample(size=y.shape[2:])`."""
+    for value in module.__dict__.values():
+        items = value if type(value) in (tuple, list) else (value,)
+        if any(issubclass(type(item), fx.Proxy) for item in items):
+            return True
+    return False
 
 
 def _asks_for(node: fx.Node) -> Any:

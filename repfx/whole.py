@@ -7,8 +7,10 @@ model's own dtype and in float64.  A difference is our bug, and no model is retu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,9 +38,23 @@ def compare_with_original(
     calls = _calls(model, example, told)
     if isinstance(calls, str):
         return None, calls
+    given = example is not None
+    try:
+        return _judged(model, fused, calls, given)
+    except NotFiniteError:
+        if given or _holds_no_number(model):
+            raise
+    try:  # it takes logarithms or roots of its input, perhaps
+        positive = [replace(call.changed(call.name, lambda x: x.abs() + 0.1), ours=False) for call in calls]
+        return _judged(model, fused, positive, given)
+    except NotFiniteError:
+        return None, f"it returns no finite number for the inputs that were derived from its layers; {_REMEDY}"
+
+
+def _judged(model: nn.Module, fused: nn.Module, calls: list[Call], given: bool) -> tuple[Equivalence | None, str]:
     own, calls = _in_own_dtype(model, fused, calls)
     first, others = calls[0], calls[1:]
-    hostile = [probe for probe in probes(first) if example is not None or probe.name != "random input"]
+    hostile = [probe for probe in probes(first) if given or probe.name != "random input"]
     in_double = [*hostile, *(replace(call, gradients=True) for call in others)]
     try:
         found = _compared(model, fused, in_double, torch.float64)
@@ -61,18 +77,42 @@ def _calls(model: nn.Module, example: Example | None, told: Mapping[str, Spec]) 
             if error:
                 raise UserError(f"{type(model).__name__} does not run on the example inputs: {error}")
         else:
-            tried = 0
-            for args in derived(model, told):
-                first, tried = Call("derived input", args, {}), tried + 1
-                if not raised(first):
-                    break
-            else:
+            found = _first_that_runs(derived(model, told), raised)
+            if isinstance(found, int):
                 none = "nothing tells what inputs it takes"
-                some = f"it runs on none of the {tried} inputs that were derived from its layers"
-                return f"{some if tried else none}; {_REMEDY}"
+                some = f"it runs on none of the {found} inputs that were derived from its layers"
+                return f"{some if found else none}; {_REMEDY}"
+            first = found
         others = (Call("other size", args, kwargs) for args, kwargs in other_sizes(first.args, first.kwargs))
         second = next((call for call in others if not raised(call)), None)
     return [first] if second is None else [first, second]
+
+
+def _first_that_runs(inputs: Iterator[tuple[Any, ...]], raised: Callable[[Call], str]) -> Call | int:
+    """The smallest input that a model takes, or how many were tried.  A slow one is not followed by a larger one."""
+    tried, started = 0, time.monotonic()
+    for args in inputs:
+        before = time.monotonic()
+        call, tried = Call("derived input", args, {}), tried + 1
+        if not raised(call):
+            return call
+        now = time.monotonic()
+        if now - before > _ONE_SECONDS or now - started > _ALL_SECONDS:
+            break
+    return tried
+
+
+_ONE_SECONDS, _ALL_SECONDS = 0.3, 5.0
+
+
+def _holds_no_number(model: nn.Module) -> bool:
+    """Whether a weight or statistic is NaN or infinite, or a variance negative: then no input helps."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return True
+        if name.endswith("running_var") and bool((value < 0).any()):
+            return True
+    return False
 
 
 def _in_own_dtype(model: nn.Module, fused: nn.Module, calls: list[Call]) -> tuple[Equivalence, list[Call]]:

@@ -25,6 +25,7 @@ from repfx.modules import INDEX
 from repfx.state import Kept, counts, depends_on_values, is_met, retraced
 from repfx.surroundings import RANDOM, generators, same_generators, set_generators, types_told
 from repfx.tracing import Tracer
+from repfx.unread import Unread
 
 MakeTracer = Callable[[], Tracer]
 
@@ -99,6 +100,7 @@ def _once(model: nn.Module, kept: Kept, make: MakeTracer, check: Callable[[Trace
     tracer, shell = make(), shell_of(model, kept.modules)
     fault: Fault | None = None
     left: Fault | None = None
+    tracer.unread = Unread(kept, tracer.whole, shell, tracer.stop)
     with restored(kept) as counting:
         held = shell.__dict__.copy()
         try:

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from repfx import makers
 from repfx.affine import AffineConv, Border
 from repfx.decline import Decline, Reason
 from repfx.lifting.context import Context, argument, tuple_of
-from repfx.modules import NORMALISING, BorderTerm, _Extended
+from repfx.modules import BorderTerm, _Extended
 from repfx.ops import Affine, Alias, Op, Opaque, Resampling, Resolution
 from repfx.values import leaf
 
@@ -34,7 +35,7 @@ def _weight_of(module: nn.Module) -> Callable[[], Tensor]:
 
     def read() -> Tensor:
         for hook in module._forward_pre_hooks.values():
-            if type(hook) in NORMALISING and hook.name == "weight":
+            if isinstance(hook, WeightNorm | SpectralNorm) and hook.name == "weight":
                 with torch.no_grad():
                     options = {"do_power_iteration": False} if isinstance(hook, SpectralNorm) else {}
                     return leaf(hook.compute_weight(module, **options), module)
