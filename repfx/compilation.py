@@ -31,7 +31,7 @@ from repfx.layout import copy_strided_operands
 from repfx.modules import ArgumentGuard, SizeGuard
 from repfx.objective import MACS, Objective
 from repfx.protocol import Pass
-from repfx.report import Merge, OpCounts
+from repfx.report import Island, Merge, OpCounts
 from repfx.rewriting import Engine
 from repfx.shapes import Shapes
 from repfx.sharing import holds_one_of, shared_records, shares_weights, stored_twice
@@ -287,7 +287,13 @@ def _take_over(outcome: Outcome, inner: Outcome) -> None:
     outcome.merges += inner.merges
     outcome.declines += inner.declines
     outcome.verify_seconds += inner.verify_seconds
-    outcome.capture.islands += [island for island in inner.capture.islands if island not in outcome.capture.islands]
+    _note(outcome, inner.capture.islands)
+
+
+def _note(outcome: Outcome, islands: Iterable[Island]) -> None:
+    """Add these islands to what is told, each path once."""
+    known = {island.path for island in outcome.capture.islands}
+    outcome.capture.islands += [island for island in islands if island.path not in known]
 
 
 def _compile_island(
@@ -309,7 +315,7 @@ def _compile_island(
         outcome.merges += [below(m, where) for m in part.merges]
         outcome.declines += [replace(d, subject=f"{where}.{d.subject}") for d in part.declines]
         outcome.verify_seconds += part.verify_seconds
-        outcome.capture.islands.extend(replace(i, path=f"{where}.{i.path}") for i in part.capture.islands)
+        _note(outcome, [replace(i, path=f"{where}.{i.path}".rstrip(".")) for i in part.capture.islands])
         if not part.merges:
             continue
         replaced[name] = part.held

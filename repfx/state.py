@@ -7,10 +7,12 @@ moment) and becomes an island.  Running a user's module never changes it: `held`
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import CellType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -312,7 +314,8 @@ def _differs(module: nn.Module, before: Mapping[str, Any]) -> bool:
     now = module.__dict__
     if _identical(now, before):
         return False
-    return not _same({name: value for name, value in now.items() if not is_met(name)}, before)
+    ours, theirs = ({n: v for n, v in held.items() if not is_met(n)} for held in (now, before))
+    return not _same(ours, theirs)
 
 
 def is_met(name: str) -> bool:
@@ -321,17 +324,56 @@ def is_met(name: str) -> bool:
 
 
 def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy, also of a module that holds what its last forward computed (the older weight_norm's weight)."""
+    """A deep copy, whose hooks and functions reach the copy where they reached the module.
+
+    Also of a module that holds what its last forward computed.  What its code reaches as a global stays that global.
+    """
     memo = {} if memo is None else memo
-    for part in module.modules() if module._modules else (module,):
-        for value in part.__dict__.values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo.setdefault(id(value), value.detach().clone())
-    if type(module) not in _PLAIN_MODULES or module._modules:
-        own = copy.deepcopy(module, memo)
-        if own.training is not module.training:  # a class of its own may copy itself in its own way
-            own.train(module.training)
-        return own
+    parts = list(module.modules()) if module._modules else [module]
+    if type(module) in _PLAIN_MODULES and len(parts) == 1:
+        return _copied_plain(module, memo)
+    for value in walk(v for part in parts for name, v in part.__dict__.items() if name not in _TABLES):
+        if isinstance(value, Tensor) and not value.is_leaf:
+            memo.setdefault(id(value), value.detach().clone())
+    if any(not type(part).__module__.startswith("torch.nn") for part in parts):
+        for *_, value in reach_of(parts).bindings:
+            if type(value) in _CONTAINERS or state_of(value) is not None:
+                memo.setdefault(id(value), value)
+    own = copy.deepcopy(module, memo)
+    if own.training is not module.training:  # a class of its own may copy itself in its own way
+        own.train(module.training)
+    for part in own.modules() if own._modules else (own,):
+        tables: tuple[dict[Any, Any], ...] = (part.__dict__, part._forward_hooks, part._forward_pre_hooks)
+        for table in tables:
+            table.update({name: _rebound(value, memo) for name, value in table.items()})
+    return own
+
+
+_TABLES = ("_parameters", "_modules")
+
+
+def _rebound(value: Any, memo: Mapping[int, Any]) -> Any:
+    """A function whose variables are the copies of what they were: Python copies no function."""
+    if type(value) is functools.partial:
+        return functools.partial(_rebound(value.func, memo), *value.args, **value.keywords)
+    if not isinstance(value, FunctionType) or not value.__closure__:
+        return value
+    try:
+        held = [cell.cell_contents for cell in value.__closure__]
+    except ValueError:  # not assigned yet
+        return value
+    fresh = [memo.get(id(one), one) if one is not value else one for one in held]
+    fresh = [one if one is value else _rebound(one, memo) for one in fresh]
+    if all(map(operator.is_, fresh, held)):
+        return value
+    cells = tuple(CellType(one) for one in fresh)
+    own = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+    own.__kwdefaults__, own.__qualname__ = value.__kwdefaults__, value.__qualname__
+    own.__dict__.update(value.__dict__)
+    return own
+
+
+def _copied_plain(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if id(module) not in memo:
         memo[id(module)] = plain = type(module).__new__(type(module))
         plain.__dict__.update((name, _copied_value(value, memo)) for name, value in module.__dict__.items())

@@ -14,7 +14,6 @@ import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -30,7 +29,7 @@ from repfx.shapes import SPLITS, Shapes, part_sizes, split_dim
 from repfx.sizes import is_shape
 from repfx.surroundings import WorldTracer
 from repfx.traced import TracedAttribute, TracedMapping, TracedProxy, TracedSequence, TracedShape, TracedTensor
-from repfx.unread import Unread
+from repfx.unread import Unknown, Unread
 
 _OWN_FORWARD = (
     nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
@@ -93,8 +92,7 @@ class Tracer(SignatureTracer, WorldTracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self.outermost = frame_of_caller(0)
         try:
-            with self.unread or nullcontext():
-                graph = super().trace(root, concrete_args)
+            graph = super().trace(root, concrete_args)
             stray = self.stray_word()
             if stray is not None:
                 self.stop_in(stray, AS_TEXT)
@@ -102,7 +100,16 @@ class Tracer(SignatureTracer, WorldTracer):
                 self.root.add_module(name, module)
             return graph
         finally:
+            if self.unread is not None:
+                self.unread.show()
             self.forget()
+
+    def create_args_for_root(self, *args: Any, **options: Any) -> Any:
+        """As the signature's; from here on the model's code runs."""
+        found = super().create_args_for_root(*args, **options)
+        if self.unread is not None:
+            self.unread.hide()
+        return found
 
     def forget(self) -> None:
         """Let go of what the trace has collected: torch.fx leaves the tracer in a reference cycle."""
@@ -407,6 +414,8 @@ class Tracer(SignatureTracer, WorldTracer):
     ) -> Any:
         if has_own_call(m):
             self.stop(f"calls {type(m).__name__}, whose class does more in a call than its forward")
+        for unknown in (a for a in (*args, *kwargs.values()) if type(a) is Unknown):
+            unknown.asked()
         registered = self.submodule_paths is None or m in self.submodule_paths
         if not registered and _holds_values(m):  # made here of values: only its code goes into the graph
             return forward(*args, **kwargs)

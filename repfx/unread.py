@@ -72,10 +72,7 @@ def unread_parts(whole: Iterable[str], modules: Iterable[tuple[str, nn.Module]])
 
 
 class Unread:
-    """What modules whose code is not traced may write, which nobody can read, and what they may read, as it was.
-
-    While it is open, that is.
-    """
+    """What modules whose code is not traced may write, which nobody can read, and what they may read, as it was."""
 
     def __init__(self, kept: Kept, whole: Iterable[str], root: nn.Module, stop: Stop) -> None:
         """`root` is what is traced in the place of the model that `kept` is of."""
@@ -87,19 +84,16 @@ class Unread:
             self._hidden += [(table, key, table[key], Unknown(stop, name)) for table, key, name in places]
         self._read = {path: Kept(part, modules_of(part)) for path, part in self._parts.items()}
 
-    def __enter__(self) -> Unread:
+    def hide(self) -> None:
+        """Put what cannot be read in the place of what may be written."""
         for table, key, _, stand_in in self._hidden:
             table[key] = stand_in
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._show()
 
     def sees_a_change(self, path: str) -> bool:
         """Whether something that the module at this path may read is another than when the trace began."""
         if path not in self._read:
             return False
-        shown = self._show()
+        shown = self.show()
         try:
             return self._read[path].differs()
         finally:
@@ -110,7 +104,8 @@ class Unread:
         """Whether a module's own attributes are other ones."""
         return self._kept.is_altered(module)
 
-    def _show(self) -> list[tuple[Any, Any, Unknown]]:
+    def show(self) -> list[tuple[Any, Any, Unknown]]:
+        """Put it back, where the traced code has not put something else; returns where."""
         shown = []
         for table, key, value, stand_in in reversed(self._hidden):
             if _holds(table, key, stand_in):
@@ -219,7 +214,7 @@ def _note_written(function: FunctionType, written: _Written) -> None:
         written.attributes.update(names_in(function.__code__))
         written.containers.update(names_in(function.__code__), function.__code__.co_freevars)
         return
-    for node in ast.walk(tree):
+    for node in _own_nodes(tree):
         match node:
             case ast.Attribute(attr=name, ctx=ast.Store() | ast.Del()):
                 written.attributes.add(name)
@@ -233,6 +228,16 @@ def _note_written(function: FunctionType, written: _Written) -> None:
                 written.attributes.update(names_in(function.__code__))
             case ast.Global(names=names):
                 written.names.update(names)
+
+
+def _own_nodes(tree: ast.Module) -> Iterator[ast.AST]:
+    """The syntax of a function; of all that stand in the line, where it is a lambda."""
+    whole = isinstance(tree.body[0], ast.FunctionDef | ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if whole or isinstance(node, ast.Lambda):
+            yield from ast.walk(node)
+        if whole:
+            return
 
 
 def _name_of(base: ast.expr) -> list[str]:

@@ -415,7 +415,7 @@ MUTANTS = (
         "if False:",
     ),
     # --- repfx/arguments.py, repfx/tracing.py, repfx/questions.py, repfx/capture.py
-    Mutant("arguments-not-checked", "repfx/modules.py", "if not _matches(given[name], wanted):", "if False:"),
+    Mutant("arguments-not-checked", "repfx/modules.py", "if not nothing and not _matches(given[name], wanted):", "if False:"),
     Mutant("sizes-not-checked", "repfx/modules.py", "if found != self.wanted:", "if False:"),
     Mutant("caller-may-pass-none", "repfx/arguments.py", "passed is not None and passed.gives(index, name)", "False"),
     Mutant("caught-errors-are-passed", "repfx/worlds.py", "if tracer.refusal is not None:", "if False:"),

@@ -50,6 +50,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "repfx.questions",
         "repfx.traced",
         "repfx.surroundings",
+        "repfx.unread",
         "repfx.tracing",
         "repfx.example_tracer",
         "repfx.leaks",
