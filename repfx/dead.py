@@ -9,7 +9,20 @@ def has_effect(node: fx.Node) -> bool:
     """Whether running the node does more than return a value.  A module call does not, a guard apart."""
     if node.op == "call_module":
         return any(node.meta.get(mark) for mark in ("aliased", "overwrites", "guard"))
-    return node.is_impure() or bool(node.meta.get("aliased"))
+    return node.is_impure() or bool(node.meta.get("aliased")) or draws(node)
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether running the node moves a random generator: what is drawn next depends on it."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if "dropout" in name:
+        return node.kwargs.get("training", True in node.args[1:]) is not False
+    return name.startswith("rand") or name.rstrip("_") in _DRAWN
+
+
+_DRAWN = (
+    "bernoulli", "normal", "uniform", "multinomial", "poisson", "exponential", "cauchy", "geometric", "log_normal",
+)  # fmt: skip
 
 
 def remove_dead(graph: fx.Graph) -> None:

@@ -150,6 +150,8 @@ def compare(model: nn.Module, fused: nn.Module, calls: Sequence[Call], dtype: to
     """
     kept, states = Kept(model, modules_of(model)), generators()
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if dtype is not None and {p.dtype for p in model.parameters() if p.is_floating_point()} == {dtype}:
+        dtype = None  # it is in this dtype already, and what its code makes is what it makes
     used, double = dtype or own, InDouble(own)
     stored = next((p.dtype for p in fused.parameters() if p.is_floating_point()), used)
     bound = _bound(model, used, stored, cast=dtype is not None)

@@ -131,6 +131,12 @@ class SizedTracer(Tracer):
             return super().number_of(obj)
         return self._decided(obj.node, value, "value")
 
+    def object_of(self, obj: fx.Proxy, name: str) -> Any:
+        """The very object that the attribute is for the example."""
+        if not self._is_fact(obj.node):
+            return super().object_of(obj, name)
+        return self._decided(obj.node, self.facts[obj.node], "value")
+
     def key_of(self, obj: fx.Proxy) -> Any:
         """A key that sizes decide."""
         if not self._is_fact(obj.node):
@@ -168,6 +174,7 @@ class SizedTracer(Tracer):
     def _decided(self, node: fx.Node, value: Any, kind: str) -> Any:
         where = place()
         guard = self.add_guard("sizes", SizeGuard(kind, value, where, self.shapes), (fx.Proxy(node, self),), {})
+        guard.meta["decides"] = kind
         self.decisions[guard] = f"{where}: decided by example inputs of shape {self.shapes}"
         return value
 
@@ -177,6 +184,9 @@ class SizedTracer(Tracer):
             value = self._given.get(str(node.target).lstrip("*"))
             self.facts[node] = tree_map(lambda x: self.fake.from_tensor(x) if isinstance(x, Tensor) else x, value)
             return
+        for source in node.all_input_nodes:
+            if source not in self.facts and source.op == "get_attr":  # a constant that the code has made
+                self._compute(source)
         if any(source not in self.facts for source in node.all_input_nodes):
             return
         if node.op == "call_module" and str(node.target) in self.whole:

@@ -118,7 +118,7 @@ def way_around_raise(frame: FrameType, outermost: FrameType | None) -> bool | No
     Why: an input for which it does raise is one that the original refuses, so the other way is the only one
     to compile.  `bool()` is not told what hangs on its answer.
     """
-    if any(_may_catch(outer) for outer in _user_frames(frame, outermost)):
+    if may_be_caught(frame, outermost):
         return None
     code = list(dis.get_instructions(frame.f_code))
     index = {step.offset: i for i, step in enumerate(code)}
@@ -134,6 +134,20 @@ def way_around_raise(frame: FrameType, outermost: FrameType | None) -> bool | No
     if _raises(code, index, index[code[here].argval]):
         return not jumps_if
     return None
+
+
+def compared_by_identity(frame: FrameType) -> bool:
+    """Whether what the running instruction reads is asked `is` or `is not` next: `x.dtype is torch.float64`.
+
+    Why: identity asks nothing of an object, and a traced value is not the one that it stands for.
+    """
+    code = [step for step in dis.get_instructions(frame.f_code) if step.offset > frame.f_lasti]
+    for step in code[:6]:
+        if step.opname == "IS_OP":
+            return True
+        if not step.opname.startswith(("LOAD_", "CACHE", "EXTENDED_ARG")):
+            return False
+    return False
 
 
 _LEAVES = ("RETURN", "YIELD", "STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "STORE_DEREF", "RERAISE", "SEND")
@@ -158,6 +172,14 @@ def _raises(code: Sequence[dis.Instruction], index: Mapping[int, int], start: in
         if not jumps or "_IF_" in name or name == "FOR_ITER":
             work.append(here + 1)
     return True
+
+
+def may_be_caught(frame: FrameType, outermost: FrameType | None) -> bool:
+    """Whether the model's code may catch what is raised now, in this frame or further out.
+
+    Why: a way that raises is then one that the original takes.
+    """
+    return any(_may_catch(outer) for outer in _user_frames(frame, outermost))
 
 
 def _user_frames(frame: FrameType | None, outermost: FrameType | None) -> Iterator[FrameType]:
@@ -205,3 +227,14 @@ def names_in(code: CodeType) -> tuple[str, ...]:
     """
     inner = (name for const in code.co_consts if isinstance(const, CodeType) for name in names_in(const))
     return tuple(dict.fromkeys((*code.co_names, *inner)))
+
+
+@functools.cache
+def globals_set_in(code: CodeType) -> frozenset[str]:
+    """The globals that a function binds, functions inside it too.
+
+    Why: `global TOTAL; TOTAL = x` may make a name that was not there before.
+    """
+    inner = [name for const in code.co_consts if isinstance(const, CodeType) for name in globals_set_in(const)]
+    own = [step.argval for step in dis.get_instructions(code) if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL")]
+    return frozenset((*own, *inner))

@@ -75,9 +75,32 @@ def _uses(kind: type) -> _Uses | None:
             isinstance(n, ast.Name) and n.id in ("getattr", "setattr", "vars") for f in functions for n in ast.walk(f)
         ):
             return None
+        if any(_hands_itself_on(function) for function in functions):
+            return None
         for function in functions:
             _read(function, uses)
     return uses
+
+
+_TELLS_OF_PARTS = (
+    "modules", "children", "named_modules", "named_children", "parameters", "named_parameters", "buffers",
+    "named_buffers", "state_dict", "get_submodule", "get_parameter", "get_buffer", "apply", "_modules", "__dict__",
+)  # fmt: skip
+
+
+def _hands_itself_on(function: ast.FunctionDef) -> bool:
+    """Whether a method gives `self` to other code, or asks for all of its parts: `for part in self.modules()`."""
+    understood: set[int] = set()
+    for node in ast.walk(function):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self") as owner, attr=name):
+                if name in _TELLS_OF_PARTS:
+                    return True
+                understood.add(id(owner))
+            case ast.Call(func=ast.Name(id="super"), args=args):
+                understood |= set(map(id, args))
+    names = [n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == "self"]
+    return any(id(name) not in understood for name in names)
 
 
 def _read(function: ast.FunctionDef, uses: _Uses) -> None:

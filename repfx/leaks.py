@@ -91,12 +91,14 @@ def _removed(holder: Any, origin: Mapping[int, fx.Node]) -> list[fx.Node]:
     if isinstance(holder, dict):
         pairs = [(key, item) for key, item in dict.items(holder) if id(item) in origin or id(key) in origin]
         rest = [(key, item) for key, item in dict.items(holder) if id(item) not in origin and id(key) not in origin]
-        if any(id(key) in origin for key, _ in pairs):  # a traced value is a key: nothing may ask for its hash
-            holder.clear()
-            holder.update(rest)
-        else:
+        if all(type(key) is str for key, _ in pairs):
             for key, _ in pairs:
                 del holder[key]
+        else:  # a traced value is a key, or in one: nothing may ask for its hash
+            holder.clear()
+            for key, item in rest:
+                with suppress(Exception):
+                    holder[key] = item
         return [origin[id(key) if id(key) in origin else id(item)] for key, item in pairs]
     if isinstance(holder, list | deque):
         lost = [item for item in holder if id(item) in origin]

@@ -16,17 +16,18 @@ import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from repfx.introspection import is_library, names_in
+from repfx.introspection import globals_set_in, is_library, names_in
 
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _NO_STATE = (Tensor, nn.Module, ModuleType, type, FunctionType, str, bytes, int, float, complex, type(None))
+ASKED = {"type", "callable", "isinstance"}  # what code asks of a value by a function that cannot be told anything
 _NAMESPACES = (SimpleNamespace, argparse.Namespace)
 
 
@@ -36,21 +37,35 @@ class Reach:
 
     bindings: list[tuple[Any, str, Any]] = field(default_factory=list)  # (globals or class, name, value)
     values: list[Any] = field(default_factory=list)  # what lies in closures and defaults
-    namespaces: list[dict[str, Any]] = field(default_factory=list)  # of code that asks for `type(...)`
+    cells: list[tuple[CellType, Any]] = field(default_factory=list)  # variables that functions share
+    spaces: list[tuple[Any, frozenset[str]]] = field(default_factory=list)  # globals or class, and all its names
+    namespaces: list[tuple[dict[str, Any], str]] = field(default_factory=list)  # of code that asks, and what it calls
 
     def changed(self) -> bool:
         """Whether a name is bound to something else now."""
-        return any(_read(owner, name) is not value for owner, name, value in self.bindings)
+        return (
+            any(_read(owner, name) is not value for owner, name, value in self.bindings)
+            or any(_content(cell) is not value for cell, value in self.cells)
+            or any(_names(owner) - names for owner, names in self.spaces)
+        )
 
     def restore(self) -> None:
         """Bind every name to what it was bound to."""
+        for owner, names in self.spaces:
+            for name in _names(owner) - names:
+                _unbind(owner, name)
         for owner, name, value in self.bindings:
             if _read(owner, name) is value:
                 continue
-            if isinstance(owner, dict):
+            if value is _MISSING:
+                _unbind(owner, name)
+            elif isinstance(owner, dict):
                 owner[name] = value
             else:
                 setattr(owner, name, value)
+        for cell, value in self.cells:
+            if _content(cell) is not value and value is not _MISSING:
+                cell.cell_contents = value
 
 
 def reach_of(modules: Sequence[nn.Module]) -> Reach:
@@ -60,16 +75,24 @@ def reach_of(modules: Sequence[nn.Module]) -> Reach:
         for function in functions_in(module.__dict__.values()):
             _follow(function, reach, seen)
     for of in dict.fromkeys(base for module in modules for base in type(module).__mro__):
-        if of.__module__.startswith(("torch.", "builtins")):
-            continue
-        for name, value in list(vars(of).items()):
-            value = value.__func__ if isinstance(value, staticmethod | classmethod) else value
-            value = value.fget if isinstance(value, property) else value
-            if isinstance(value, FunctionType):
-                _follow(value, reach, seen)
-            elif not name.startswith("__"):
-                reach.bindings.append((of, name, value))
+        if not of.__module__.startswith(("torch.", "builtins")):
+            _note_class(of, reach, seen)
     return reach
+
+
+def _note_class(of: type, reach: Reach, seen: set[int]) -> None:
+    """Note the attributes of a class, and what its methods name."""
+    if id(of) in seen:
+        return
+    seen.add(id(of))
+    reach.spaces.append((of, _names(of)))
+    for name, value in list(vars(of).items()):
+        value = value.__func__ if isinstance(value, staticmethod | classmethod) else value
+        value = value.fget if isinstance(value, property) else value
+        if isinstance(value, FunctionType):
+            _follow(value, reach, seen)
+        elif not name.startswith("__"):
+            reach.bindings.append((of, name, value))
 
 
 def functions_in(values: Iterable[Any]) -> Iterator[FunctionType]:
@@ -93,9 +116,15 @@ def _follow(function: FunctionType, reach: Reach, seen: set[int]) -> None:
         if id(each.__code__) in seen or is_library(each.__code__.co_filename):
             continue
         seen.add(id(each.__code__))
-        if "type" in names_in(each.__code__) and "type" not in each.__globals__:
-            reach.namespaces.append(each.__globals__)
+        names = {*names_in(each.__code__)} - (set() if "Proxy" in names_in(each.__code__) else {"isinstance"})
+        reach.namespaces += [(each.__globals__, name) for name in names & ASKED]
         reach.values += _closed_over(each)
+        reach.cells += [(cell, _content(cell)) for cell in each.__closure__ or ()]
+        fresh = globals_set_in(each.__code__) - each.__globals__.keys()
+        reach.bindings += [(each.__globals__, name, _MISSING) for name in fresh]
+        if "globals" in names_in(each.__code__):
+            reach.spaces.append((each.__globals__, _names(each.__globals__)))
+            reach.bindings += [(each.__globals__, name, each.__globals__[name]) for name in _names(each.__globals__)]
         reach.values += [*(each.__defaults__ or ()), *(each.__kwdefaults__ or {}).values()]
         for name in names_in(each.__code__):
             if name not in each.__globals__:
@@ -103,6 +132,8 @@ def _follow(function: FunctionType, reach: Reach, seen: set[int]) -> None:
             value = each.__globals__[name]
             reach.bindings.append((each.__globals__, name, value))
             work += functions_in([value, getattr(value, "__wrapped__", None)])
+            if isinstance(value, type) and _is_own(value):
+                _note_class(value, reach, seen)
         work += functions_in([*_closed_over(each), *(each.__defaults__ or ())])
 
 
@@ -116,8 +147,34 @@ def _closed_over(function: FunctionType) -> list[Any]:
     return found
 
 
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return _MISSING
+
+
+_MISSING = object()
+
+
 def _read(owner: Any, name: str) -> Any:
-    return owner.get(name) if isinstance(owner, dict) else vars(owner).get(name)
+    return (owner if isinstance(owner, dict) else vars(owner)).get(name, _MISSING)
+
+
+def _names(owner: Any) -> frozenset[str]:
+    """The names that are bound in globals or in a class, Python's own apart."""
+    found = owner if isinstance(owner, dict) else vars(owner)
+    return frozenset(name for name in found if not name.startswith("__") and name not in _LENT)
+
+
+_LENT = (*ASKED, "_abc_impl")  # names that a trace gives to a module, and what Python keeps in a class
+
+
+def _unbind(owner: Any, name: str) -> None:
+    if isinstance(owner, dict):
+        owner.pop(name, None)
+    elif name in vars(owner):
+        delattr(owner, name)
 
 
 def state_of(value: Any) -> dict[str, Any] | None:
@@ -126,14 +183,22 @@ def state_of(value: Any) -> dict[str, Any] | None:
         return None
     if isinstance(value, _NO_STATE) or not hasattr(value, "__dict__"):
         return None
-    of = type(value)
-    if of in _NAMESPACES:
-        return vars(value)
-    home = sys.modules.get(of.__module__)
-    file = getattr(home, "__file__", None)
-    library = home is None or file is None or is_library(file)
-    own = of.__module__ == "__main__" or not library
+    own = type(value) in _NAMESPACES or _is_own(type(value))
     return vars(value) if own and isinstance(vars(value), dict) else None
+
+
+def _is_own(of: type) -> bool:
+    """Whether a class is the user's: of no library, or of no file at all."""
+    if of.__module__ == "__main__":
+        return True
+    top = of.__module__.partition(".")[0]
+    file = getattr(sys.modules.get(of.__module__), "__file__", None)
+    if file is None:
+        return top not in sys.stdlib_module_names and top not in ("torch", "numpy") and bool(of.__flags__ & _HEAP_TYPE)
+    return not is_library(file)
+
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by Python code
 
 
 def is_generator(value: Any) -> bool:

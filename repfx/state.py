@@ -216,23 +216,47 @@ def _depends_on_input(node: fx.Node) -> bool:
     return False
 
 
-_METADATA = ("shape", "ndim", "dtype", "device", "layout", "size", "dim", "numel", "is_cuda", "requires_grad")
+_SIZES = ("shape", "ndim", "size", "dim", "numel")
+_OTHER_FACTS = ("dtype", "device", "layout", "is_cuda", "requires_grad")
 
 
 def depends_on_values(node: fx.Node) -> bool:
-    """Whether a value depends on the numbers of an input, and not only on its sizes, dtype or device."""
+    """Whether a value depends on the numbers of an input, or on a size of it that the trace has not decided.
+
+    What is kept under a key of sizes is found again for those sizes; without that, for any.
+    """
+    decided = {_expression(n.args[0]) for n in node.graph.nodes if n.meta.get("decides") == "value"}
     work, seen = [node], {node}
     while work:
         step = work.pop()
         if step.op == "placeholder":
             return True
+        if decided and _expression(step) in decided:
+            continue
         name = step.args[1] if step.target is getattr else step.target
-        if step.op in ("call_function", "call_method") and name in _METADATA:
+        if step.op in ("call_function", "call_method") and name in _SIZES:
+            return True
+        if step.op in ("call_function", "call_method") and name in _OTHER_FACTS:
             continue
         fresh = [given for given in step.all_input_nodes if given not in seen]
         seen.update(fresh)
         work += fresh
     return False
+
+
+def _expression(value: Any) -> Any:
+    """What a number is computed by: the same for `x.shape[2]` and `x.size(2)`, read anywhere."""
+    if not isinstance(value, fx.Node):
+        return tuple(map(_expression, value)) if isinstance(value, list | tuple) else repr(value)
+    if value.op in ("placeholder", "get_attr") or value.op == "call_module":
+        return value
+    if value.target == "size" and len(value.args) == 2:
+        return "size", *map(_expression, value.args)
+    owner = value.args[0] if value.args else None
+    of_shape = isinstance(owner, fx.Node) and owner.args[1:] == ("shape",) and owner.target is getattr
+    if value.target is operator.getitem and of_shape:
+        return "size", _expression(owner.args[0]), _expression(value.args[1])  # type: ignore[union-attr]
+    return value.target, *map(_expression, value.args), *map(_expression, value.kwargs.values())
 
 
 def _holds(values: Mapping[str, Any], written: set[int]) -> bool:

@@ -14,18 +14,21 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import has_torch_function
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from repfx.dead import draws
+from repfx.introspection import frame_of_caller, is_ours
 from repfx.recording import RecordingTracer
-from repfx.traced import TypeOf
+from repfx.traced import TypeOf, callable_told, isinstance_told
 
 
 class WorldTracer(RecordingTracer):
@@ -35,18 +38,22 @@ class WorldTracer(RecordingTracer):
     is_computing = False  # whether the tracer itself computes something at the moment
     careful = False  # whether every module call is watched for random numbers
     _modes: tuple[Any, ...] = ()
+    _states: tuple[Any, ...] = ()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """As fx's, in a world with or without gradients."""
         with (
             modes_kept(),
             torch.set_grad_enabled(self.gradients),
+            _autocast(self.gradients),
             _Watch(self),
             _custom_functions(self),
             _checkpoints_passed(),
             _sizes_packed(),
+            _asked_in_vain(self),
         ):
             self._modes = current_modes()
+            self._states = generators()
             return super().trace(root, concrete_args)
 
     def call_module(
@@ -68,12 +75,23 @@ class WorldTracer(RecordingTracer):
             if args and args[0] == "call_module":
                 running = running[:-1]  # the module that is called has not begun to run
             self.stop_in(running[-1] if running else "", _switched(self._modes, current_modes()))
-        return super().create_node(*args, **kwargs)
+        node = super().create_node(*args, **kwargs)
+        if draws(node) and not same_generators(self._states, generators()):
+            self.stop(RANDOM)  # seeded for this draw, and perhaps put back behind it
+        return node
 
     def custom_function(
         self, function: type[torch.autograd.Function], forward: Callable[..., Any], args: tuple[Any, ...]
     ) -> Any:
         """One call of a function with a backward of its own; `args` may begin with its context."""
+        raise NotImplementedError
+
+    def rank_of(self, value: fx.Proxy) -> int:
+        """How many dimensions a traced tensor has, for the choice between forms of a function of torch's.
+
+        `torch.pow(y, 2)` takes a number or a tensor in either place, and asks a tensor whether it is as good as a
+        number.  Whatever is chosen, the call is recorded as it was written.
+        """
         raise NotImplementedError
 
     def stop(self, what: str) -> Any:
@@ -83,6 +101,15 @@ class WorldTracer(RecordingTracer):
     def stop_in(self, path: str, what: str) -> Any:
         """Give up on the module at a path, whose code has run."""
         raise NotImplementedError
+
+
+@contextmanager
+def _autocast(on: bool) -> Iterator[None]:
+    """With autocast for every device, or as it is: in the other world everything is switched that can be."""
+    with ExitStack() as stack:
+        for device in _DEVICES if on else ():
+            stack.enter_context(torch.autocast(device, torch.bfloat16))
+        yield
 
 
 RANDOM = "draws random numbers that do not depend on the input, or seeds a generator"
@@ -108,7 +135,11 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.tracer.is_computing or any(issubclass(kind, fx.Proxy) for kind in types):
+        if self.tracer.is_computing:
+            return func(*args, **kwargs)
+        if any(issubclass(kind, fx.Proxy) for kind in types):
+            if func is torch.ops.aten.dim.default and has_torch_function(args):
+                return self.tracer.rank_of(args[0])  # a call that is about to be recorded: is this a number?
             return func(*args, **kwargs)  # a traced value refuses by itself
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.tracer.stop(RANDOM)
@@ -174,6 +205,38 @@ def _seen(tracer: WorldTracer, cls: type[torch.autograd.Function], forward: Call
 _SIZED_BY_ARGUMENTS = {torch: ("zeros", "ones", "empty", "rand", "randn"), Tensor: ("expand", "view", "reshape")}
 
 
+_IN_INFERENCE_MODE = torch.is_inference_mode_enabled
+_UNANSWERED = {
+    "set_rng_state": RANDOM,
+    "is_inference_mode_enabled": "asks for inference mode, which may be another one in the next call",
+}
+
+
+@contextmanager
+def _asked_in_vain(tracer: WorldTracer) -> Iterator[None]:
+    """Stop at functions of torch's that no graph can hold, and that leave no trace in it."""
+
+    def stopping(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if function is _IN_INFERENCE_MODE and is_ours(frame_of_caller().f_code.co_filename):
+                return function(*args, **kwargs)  # torch itself wants to know
+            return tracer.stop(_UNANSWERED[function.__name__])
+
+        return called
+
+    homes = [(home, name) for name in _UNANSWERED for home in (torch, torch.random) if hasattr(home, name)]
+    earlier: list[tuple[Any, str, Any]] = [(home, name, getattr(home, name)) for home, name in homes]
+    for home, name, function in earlier:
+        setattr(home, name, stopping(function))
+    earlier.append((fx._symbolic_trace, "is_fx_tracing", fx._symbolic_trace.is_fx_tracing))
+    fx._symbolic_trace.is_fx_tracing = lambda: False  # so it is when the module itself runs
+    try:
+        yield
+    finally:
+        for home, name, function in earlier:
+            setattr(home, name, function)
+
+
 @contextmanager
 def _sizes_packed() -> Iterator[None]:
     """Let `torch.zeros(n, 1)` of a traced n be what `torch.zeros((n, 1))` is: only the latter reaches the trace."""
@@ -201,16 +264,19 @@ def _sizes_packed() -> Iterator[None]:
 
 
 @contextmanager
-def types_told(namespaces: Iterable[dict[str, Any]]) -> Iterator[None]:
-    """Let code that asks `type(x)` hear the type of what x stands for."""
-    changed = [names for names in namespaces if "type" not in names]
-    for names in changed:
-        names["type"] = TypeOf
+def types_told(namespaces: Iterable[tuple[dict[str, Any], str]]) -> Iterator[None]:
+    """Let code that asks `type(x)` or `callable(x)` hear that of what x stands for."""
+    changed = [(names, name) for names, name in namespaces if name not in names]
+    for names, name in changed:
+        names[name] = _TOLD[name]
     try:
         yield
     finally:
-        for names in changed:
-            names.pop("type", None)
+        for names, name in changed:
+            names.pop(name, None)
+
+
+_TOLD: dict[str, Any] = {"type": TypeOf, "callable": callable_told, "isinstance": isinstance_told}
 
 
 def _keep_nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -246,7 +312,7 @@ def current_modes() -> tuple[Any, ...]:
     """Everything that changes what an operation does without being one of its arguments."""
     return (
         torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
+        _IN_INFERENCE_MODE(),
         tuple([torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in _DEVICES]),
         torch.get_default_dtype(),
         torch.get_default_device(),

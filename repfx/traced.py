@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from repfx.inplace import MutableProxy
-from repfx.introspection import frame_of_caller, instruction, unpacked, way_around_raise
+from repfx.introspection import compared_by_identity, frame_of_caller, instruction, unpacked, way_around_raise
 from repfx.questions import ATTRIBUTES
 from repfx.recording import RecordedProxy
 
@@ -188,8 +188,15 @@ class TracedTensor(TracedProxy, Tensor):  # type: ignore[misc]
     def __delitem__(self, index: Any) -> None:
         raise TypeError("Tensor does not support deleting items")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "requires_grad" and value is False and self.__dict__["held"] is None:
+            return  # torch refuses that of a value with a history, so this one has none
+        super().__setattr__(name, value)
+
     def _attribute(self, name: str) -> Any:
         held = self.__dict__["held"]
+        if name in _OBJECTS and compared_by_identity(frame_of_caller(2)):
+            return self.tracer.object_of(super()._attribute(name), name)
         if held is not None and name in _SIZES:
             return getattr(held, name)
         if name in GRADIENTS or name.startswith("_"):
@@ -199,6 +206,7 @@ class TracedTensor(TracedProxy, Tensor):  # type: ignore[misc]
         return super()._attribute(name)
 
 
+_OBJECTS = tuple(n for n, of in ATTRIBUTES.items() if of in (torch.dtype, torch.device, torch.layout, bool))
 _SIZES = ("shape", "ndim", "size", "dim", "ndimension", "numel", "nelement")
 GRADIENTS = ("requires_grad", "is_leaf", "grad", "grad_fn", "retains_grad", "volatile", "output_nr")
 
@@ -272,6 +280,19 @@ class TypeOf(type, metaclass=_TypeAsked):
 
     `type(x)` looks at an object's C struct and can be told nothing; the name can.
     """
+
+
+def callable_told(value: Any) -> bool:
+    """`callable` in the namespace of code that runs in a trace: torch.fx makes every traced value callable."""
+    return callable(value) and not issubclass(type(value), TracedTensor)
+
+
+def isinstance_told(value: Any, kind: Any) -> bool:
+    """`isinstance` in the namespace of code that asks for torch.fx's own values."""
+    if not issubclass(type(value), fx.Proxy):
+        return isinstance(value, kind)
+    kinds = [one for one in (kind if isinstance(kind, tuple) else (kind,)) if one is not fx.Proxy]
+    return any(isinstance(value, one) for one in kinds)
 
 
 class TracedAttribute(fx.proxy.Attribute, TracedProxy):

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import CheckpointFunction
 
 from repfx.arguments import OPEN, VARIADIC, Example, Passed, SignatureTracer, example_values, guarded, templates
-from repfx.introspection import CHANGES_CONTAINERS, frame_of_caller, place
+from repfx.introspection import CHANGES_CONTAINERS, frame_of_caller, may_be_caught, place
 from repfx.modules import EMITTED, ArgumentGuard, CustomFunction, Guard, SizeGuard, module_at, note_module
 from repfx.questions import kind
 from repfx.shapes import SPLITS, Shapes, part_sizes, split_dim
@@ -252,6 +252,10 @@ class Tracer(SignatureTracer, WorldTracer):
         if not hasattr(given, name):
             raise AttributeError(f"{found.__name__!r} object has no attribute {name!r}")
 
+    def rank_of(self, value: fx.Proxy) -> int:
+        rank = self.known_shapes.rank(value.node)
+        return 1 if rank is None else rank  # not as good as a number, for all that is known
+
     def gradient_fact(self, value: TracedTensor, name: str) -> Any:
         """What depends on whether gradients are recorded: answered as in the world of this trace.
 
@@ -290,9 +294,9 @@ class Tracer(SignatureTracer, WorldTracer):
     def unpack(self, obj: fx.Proxy, count: int) -> Any:
         """The items of a value that is unpacked into so many names; another number of items is checked for."""
         known = self._count(obj.node)
-        if (
-            known is None and _asks_for(obj.node) != count
-        ):  # a chunk never has more parts, and misses one if it has fewer
+        if known is None and _asks_for(obj.node) != count:  # a chunk has no more parts, and misses one if it has fewer
+            if may_be_caught(frame_of_caller(), self.outermost):
+                self.stop("unpacks a value whose length nothing tells, and goes on where that fails")
             self._guard_length(obj.node, count)
         if known is not None and known != count:
             raise ValueError(f"{'too many' if known > count else 'not enough'} values to unpack (expected {count})")
@@ -319,6 +323,10 @@ class Tracer(SignatureTracer, WorldTracer):
     def number_of(self, obj: fx.Proxy) -> Any:
         """Nothing tells what number a value is."""
         self.stop("needs a number that is known at run time only")
+
+    def object_of(self, obj: fx.Proxy, name: str) -> Any:
+        """Nothing tells which object an attribute is: `x.dtype is torch.float64`."""
+        self.stop(f"asks which object .{name} of a value is, which is known at run time only")
 
     def key_of(self, obj: fx.Proxy) -> Any:
         """Nothing tells what a value is found under in a table: `scales[x.shape[-1]]`."""
@@ -382,6 +390,10 @@ class Tracer(SignatureTracer, WorldTracer):
             dim = split_dim(node, name)
             sizes = part_sizes(node, self.known_shapes.size(source, dim) if isinstance(dim, int) else None)
             return None if sizes is None else len(sizes)
+        if name == "getitem" and isinstance(source, fx.Node) and isinstance(node.args[1], slice) and is_shape(source):
+            whole = self._count(source)
+            plain = all(n is None or isinstance(n, int) for n in (node.args[1].start, node.args[1].stop))
+            return None if whole is None or not plain else len(range(whole)[node.args[1]])
         if is_shape(node) and isinstance(source, fx.Node):
             rank = self.known_shapes.rank(source)
             if rank is not None:

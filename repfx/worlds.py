@@ -8,7 +8,6 @@ no function of its inputs is a `Fault`, and becomes an island.
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -188,7 +187,8 @@ def shell_of(model: nn.Module, modules: Sequence[tuple[str, nn.Module]] = ()) ->
 
     `modules` are all of the model's by path, so that they are found quickly.
     """
-    shell = copy.copy(model)
+    shell: nn.Module = object.__new__(type(model))  # not `copy.copy`, which a class may forbid (parametrized ones do)
+    shell.__dict__.update(model.__dict__)
     shell.__dict__["_modules"] = dict(model._modules)
     shell.__dict__[INDEX] = dict(modules[1:])
     return shell

@@ -178,7 +178,7 @@ CASES = {
     "a gradient inside": Case(inner_gradient, STAYS, because=SWITCHES),
     "switched for good": Case(switched_for_good, STAYS, because=SWITCHES),
     "inference mode": Case(inference, STAYS, gradients=False, because=SWITCHES),
-    "asks for autocast": Case(asks_autocast),
+    "asks for autocast": Case(asks_autocast, STAYS, because=ANOTHER_WAY),
     "the default dtype": Case(default_dtype, STAYS, because="switches the default"),
     "the default device": Case(default_device),
     "contexts that change nothing": Case(harmless),
