@@ -137,6 +137,15 @@ class SizedTracer(Tracer):
             return super().object_of(obj, name)
         return self._decided(obj.node, self.facts[obj.node], "value")
 
+    def _check_index(self, shape: fx.Node, index: Any) -> None:
+        """As without an example, which tells how many sizes there are."""
+        sizes = self.facts.get(shape)
+        if sizes is None or type(index) is not int:
+            super()._check_index(shape, index)
+        elif not -len(sizes) <= index < len(sizes):
+            self._decided(shape, len(sizes), "length")
+            raise IndexError("tuple index out of range")
+
     def key_of(self, obj: fx.Proxy) -> Any:
         """A key that sizes decide."""
         if not self._is_fact(obj.node):

@@ -136,6 +136,20 @@ def way_around_raise(frame: FrameType, outermost: FrameType | None) -> bool | No
     return None
 
 
+def tests_for_none(frame: FrameType, outermost: FrameType | None) -> bool:
+    """Whether the model's own function that runs in this frame, or the nearest around it, asks if something is None.
+
+    Why: as for `compared_by_identity`.
+    """
+    nearest = next(_user_frames(frame, outermost), None)
+    return nearest is not None and _tests_for_none(nearest.f_code)
+
+
+@functools.cache
+def _tests_for_none(code: CodeType) -> bool:
+    return any(step.opname == "IS_OP" or "NONE" in step.opname for step in dis.get_instructions(code))
+
+
 def compared_by_identity(frame: FrameType) -> bool:
     """Whether what the running instruction reads is asked `is` or `is not` next: `x.dtype is torch.float64`.
 

@@ -199,6 +199,20 @@ def may_overwrite(module: nn.Module) -> bool:
     return False
 
 
+def may_return_none(module: nn.Module) -> bool:
+    """Whether the code of a module may return None, or something with None in it."""
+    if module._forward_hooks:
+        return True
+    tree = source_of(type(module).forward) if "forward" not in vars(module) else None
+    if tree is None:
+        return not type(module).__module__.startswith("torch.nn")
+    returns = [n for n in ast.walk(tree) if isinstance(n, ast.Return)]
+    found = [n.value for n in returns if n.value is not None]
+    if len(found) < len(returns) or not found:
+        return True
+    return any(isinstance(n, ast.Constant) and n.value is None for value in found for n in ast.walk(value))
+
+
 def _works_in_place(code: object) -> bool:
     """Whether source assigns to items, augments names, or calls something_ (init aside)."""
     tree = source_of(code)

@@ -149,7 +149,9 @@ def _of_function(node: fx.Node, known: Known) -> type | None:
     if is_size(node) and not any(isinstance(a, tuple | list) for a in node.args):
         kinds = {known(source) for source in node.all_input_nodes}
         plain = all(isinstance(a, int | fx.Node) for a in node.args)
-        return int if node.target in _SIZE_SUMS and kinds == {int} and plain else None
+        if kinds != {int} or not plain:
+            return None
+        return int if node.target in _SIZE_SUMS else float if node.target is operator.truediv else None
     name = _name(node)
     joined = node.target is operator.add and any(
         known(source) in (torch.Size, tuple) for source in node.all_input_nodes

@@ -318,7 +318,7 @@ def retraced(
     `added` are the modules that the first trace gave to the model.
     None where the user's code, given that, fails, or goes on with a value of the first trace.
     """
-    again = copy.copy(model)
+    again = shallow(model)
     again.__dict__["_modules"] = {name: part for name, part in model._modules.items() if name not in added}
     for name in [name for name in again.__dict__ if is_met(name)]:
         del again.__dict__[name]
@@ -345,6 +345,13 @@ def _differs(module: nn.Module, before: Mapping[str, Any]) -> bool:
 def is_met(name: str) -> bool:
     """Whether an attribute is a constant that fx met on the way and stored on the root, or ours."""
     return name.startswith("_tensor_constant") or name == INDEX
+
+
+def shallow(module: nn.Module) -> nn.Module:
+    """Another module of the same attributes; `copy.copy` is what a class may forbid (parametrized ones do)."""
+    own: nn.Module = object.__new__(type(module))
+    own.__dict__.update(module.__dict__)
+    return own
 
 
 def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

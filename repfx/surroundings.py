@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,13 +45,14 @@ class WorldTracer(RecordingTracer):
         with (
             modes_kept(),
             torch.set_grad_enabled(self.gradients),
-            _autocast(self.gradients),
             _Watch(self),
             _custom_functions(self),
             _checkpoints_passed(),
             _sizes_packed(),
             _asked_in_vain(self),
         ):
+            for device in _DEVICES if self.gradients else ():  # in the other world, all is switched that can be
+                torch.set_autocast_enabled(device, True)
             self._modes = current_modes()
             self._states = generators()
             return super().trace(root, concrete_args)
@@ -101,15 +102,6 @@ class WorldTracer(RecordingTracer):
     def stop_in(self, path: str, what: str) -> Any:
         """Give up on the module at a path, whose code has run."""
         raise NotImplementedError
-
-
-@contextmanager
-def _autocast(on: bool) -> Iterator[None]:
-    """With autocast for every device, or as it is: in the other world everything is switched that can be."""
-    with ExitStack() as stack:
-        for device in _DEVICES if on else ():
-            stack.enter_context(torch.autocast(device, torch.bfloat16))
-        yield
 
 
 RANDOM = "draws random numbers that do not depend on the input, or seeds a generator"

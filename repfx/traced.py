@@ -44,6 +44,10 @@ class TracedProxy(RecordedProxy, MutableProxy):
         return self._attribute(name)
 
     def _attribute(self, name: str) -> Any:
+        if name in GRADIENTS:
+            self.tracer.stop(f"asks for .{name} of a value, which is no function of the inputs")
+        if compared_by_identity(frame_of_caller(2)):
+            self.tracer.stop(f"asks which object .{name} of a value is, which nothing tells")
         made = (self.tracer.shape_type if name == "shape" else self.tracer.attribute_type)(self, name)
         self.tracer.made.append(weakref.ref(made))
         return made

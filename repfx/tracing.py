@@ -22,7 +22,8 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import CheckpointFunction
 
 from repfx.arguments import OPEN, VARIADIC, Example, Passed, SignatureTracer, example_values, guarded, templates
-from repfx.introspection import CHANGES_CONTAINERS, frame_of_caller, may_be_caught, place
+from repfx.introspection import CHANGES_CONTAINERS, frame_of_caller, may_be_caught, place, tests_for_none
+from repfx.islands import may_return_none
 from repfx.modules import EMITTED, ArgumentGuard, CustomFunction, Guard, SizeGuard, module_at, note_module
 from repfx.questions import kind
 from repfx.shapes import SPLITS, Shapes, part_sizes, split_dim
@@ -169,12 +170,24 @@ class Tracer(SignatureTracer, WorldTracer):
 
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], *rest: Any, **options: Any) -> fx.Proxy:
         """As fx's, but for what changes a list or dictionary that came from outside: a graph holds values."""
-        owner = args[0] if args else None
+        owner: Any = args[0] if args else None
         changes = kind == "call_method" and target in CHANGES_CONTAINERS and not hasattr(Tensor, target)
         assigns = target is operator.setitem or (kind == "call_method" and target == "sort")
         if changes or (assigns and self._is_container(owner)):
             self.stop("changes a list or dictionary that it was given")
+        if target is operator.getitem and issubclass(type(owner), fx.Proxy) and is_shape(owner.node):
+            self._check_index(owner.node, args[1])
         return super().create_proxy(kind, target, args, *rest, **options)
+
+    def _check_index(self, shape: fx.Node, index: Any) -> None:
+        """Raise where a shape has no such item; where nothing tells, and the model would go on, that is no graph."""
+        if type(index) is not int:
+            return
+        rank = self.known_shapes.rank(shape.args[0]) if isinstance(shape.args[0], fx.Node) else None
+        if rank is not None and not -rank <= index < rank:
+            raise IndexError("tuple index out of range")
+        if rank is None and may_be_caught(frame_of_caller(), self.outermost):
+            self.stop("reads a size that there may be none of, and goes on where that fails")
 
     def _is_container(self, value: Any) -> bool:
         kind = self.kind_of(value.node) if issubclass(type(value), fx.Proxy) else None
@@ -435,6 +448,9 @@ class Tracer(SignatureTracer, WorldTracer):
             self._adopt(m)
         elif self.unread is not None and self.unread.sees_a_change(self.path_of_module(m)):
             self.stop(f"changes what {self.path_of_module(m)} may read, whose code does not trace")
+        unread = self.whole and self.path_of_module(m) in self.whole
+        if unread and may_return_none(m) and tests_for_none(frame_of_caller(), self.outermost):
+            self.stop(f"calls {self.path_of_module(m)}, which may return None, and asks for that")
         try:
             value = super().call_module(m, forward, args, kwargs)
         except Exception:

@@ -21,7 +21,7 @@ from repfx.arguments import UnknownArgumentError
 from repfx.introspection import place_of_error
 from repfx.leaks import take_back
 from repfx.modules import INDEX
-from repfx.state import Kept, counts, depends_on_values, is_met, retraced
+from repfx.state import Kept, counts, depends_on_values, is_met, retraced, shallow
 from repfx.surroundings import RANDOM, generators, same_generators, set_generators, types_told
 from repfx.tracing import Tracer
 from repfx.unread import Unread
@@ -148,10 +148,26 @@ def _left_behind(
     changed = kept.changed(shell, held)
     if not changed and not kept.changed_outside():
         return None
-    again = retraced(shell, tracer.added, graph, lambda other: make().trace(shell_of(other)))
+
+    met: list[nn.Module] = []  # what the second trace adds, on an object of its own
+
+    def trace_again(other: nn.Module) -> fx.Graph:
+        """Trace the same object, which its code may know by its identity."""
+        fresh, own = make(), shell.__dict__.copy()
+        shell.__dict__.clear()
+        shell.__dict__.update(shell_of(other).__dict__)
+        try:
+            fresh.unread = Unread(kept, fresh.whole, shell, fresh.stop)
+            return fresh.trace(shell)
+        finally:
+            met.append(shallow(shell))
+            shell.__dict__.clear()
+            shell.__dict__.update(own)
+
+    again = retraced(shell, tracer.added, graph, trace_again)
     if again is None:
         return Fault(changed or [""], "its forward reads what an earlier forward wrote")
-    other = Traced(shell, again, tracer)
+    other = Traced(met[0], again, tracer)
     where = first_difference(Traced(shell, graph, tracer), other)
     if where is None:
         return None
@@ -187,8 +203,7 @@ def shell_of(model: nn.Module, modules: Sequence[tuple[str, nn.Module]] = ()) ->
 
     `modules` are all of the model's by path, so that they are found quickly.
     """
-    shell: nn.Module = object.__new__(type(model))  # not `copy.copy`, which a class may forbid (parametrized ones do)
-    shell.__dict__.update(model.__dict__)
+    shell = shallow(model)
     shell.__dict__["_modules"] = dict(model._modules)
     shell.__dict__[INDEX] = dict(modules[1:])
     return shell

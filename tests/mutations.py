@@ -415,11 +415,21 @@ MUTANTS = (
         "if False:",
     ),
     # --- repfx/arguments.py, repfx/tracing.py, repfx/questions.py, repfx/capture.py
-    Mutant("arguments-not-checked", "repfx/modules.py", "if not nothing and not _matches(given[name], wanted):", "if False:"),
+    Mutant(
+        "arguments-not-checked",
+        "repfx/modules.py",
+        "if not nothing and not _matches(given[name], wanted):",
+        "if False:",
+    ),
     Mutant("sizes-not-checked", "repfx/modules.py", "if found != self.wanted:", "if False:"),
     Mutant("caller-may-pass-none", "repfx/arguments.py", "passed is not None and passed.gives(index, name)", "False"),
     Mutant("caught-errors-are-passed", "repfx/worlds.py", "if tracer.refusal is not None:", "if False:"),
-    Mutant("checks-in-a-try-are-passed", "repfx/introspection.py", "return any(_may_catch(outer) for", "return any(False for"),
+    Mutant(
+        "checks-in-a-try-are-passed",
+        "repfx/introspection.py",
+        "return any(_may_catch(outer) for",
+        "return any(False for",
+    ),
     Mutant("types-are-guessed", "repfx/questions.py", "Tensor if plain and not several else None", "Tensor"),
     # --- what reading a network means: rearranging, reshaping, padding, memory, state
     Mutant(

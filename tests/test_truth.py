@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import warnings
 from collections.abc import Iterator
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 import repfx
 from repfx.decline import InputError
 from repfx.equivalence import leaves
+from repfx.state import copied
 from tests import hostile
-from tests.truth import asking, caches, functions, memory, mixing, modes, randomness, returning
+from tests.truth import asking, between, caches, functions, memory, mixing, modes, randomness, returning
 from tests.truth.case import Case
 
 KINDS = {
+    "between": between,
     "memory": memory,
     "mixing": mixing,
     "modes": modes,
@@ -55,7 +56,7 @@ def answers(model: nn.Module, case: Case) -> list[Any]:
     found = []
     for gradients in (False, True) if case.gradients else (False,):
         with seeded(case), torch.set_grad_enabled(gradients):
-            own = copy.deepcopy(model)
+            own = copied(model)  # Python copies no closures
             for size in SIZES:
                 x = image((size[0], size[0]) if case.square else size)
                 try:
