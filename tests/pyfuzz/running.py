@@ -165,7 +165,7 @@ def _answer(model: nn.Module, call: Call, x: Tensor) -> Answer:
         return Answer(error=error)
     # a later call may write into what this one has returned
     leaves = tuple((place, _frozen(value)) for place, value in leaves)
-    kept = tuple((name, b.detach().clone()) for name, b in model.named_buffers() if "kept" in name)
+    kept = tuple((name, b.detach().clone()) for name, b in sorted(model.named_buffers()) if "kept" in name)
     return Answer(leaves, x.detach().clone(), gradient, _generators(), kept)
 
 
