@@ -52,7 +52,7 @@ _UNSURE = (
     "typename", "register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad", "record_stream",
     "apply_", "map_", "map2_", "reinforce", "as_subclass", "module_load", "to_dlpack", "from_dlpack", "result_type",
     "promote_types", "broadcast_shapes", "wait", "fork", "cond", "while_loop", "vmap", "save", "load", "reduce",
-    "set_rng_state",
+    "set_rng_state", "linalg_polar",
     "__class__", "__reduce_ex__", "__deepcopy__", "__format__", "__repr__", "__float__", "__index__", "__complex__",
     "__array__", "__dlpack__", "__dlpack_device__",
 )  # fmt: skip
@@ -163,15 +163,18 @@ def _of_function(node: fx.Node, known: Known) -> type | None:
     ours = (getattr(node.target, "__module__", None) or "").split(".")[0] == "repfx"
     if node.target is torch.adaptive_max_pool1d:
         return None  # a tensor and its indices, always, unlike that of torch.nn.functional
-    torchs = any(getattr(space, name, None) is node.target for space in _SPACES)
-    return _returned(node, name, known) if ours or torchs or name in _POOLS else None
+    return _returned(node, name, known) if ours or id(node.target) in _TORCHS or name in _POOLS else None
 
 
 _SPACES = (torch, torch.nn.functional, torch.fft, torch.linalg, torch.special)
+_TORCHS = {id(getattr(space, name)) for space in _SPACES for name in dir(space)}  # a trace lends some of them a wrapper
 
 
 def _returned(node: fx.Node, name: str, known: Known) -> type | None:
     """What a method or function of torch of this name returns."""
+    full = name
+    for space in ("special_", "linalg_", "fft_"):
+        name = name.removeprefix(space)
     if name in ("max", "min", "median", "nanmedian"):
         alone = len(node.args) == 1 and not node.kwargs
         other = node.args[1] if len(node.args) == 2 and not node.kwargs else None
@@ -184,7 +187,7 @@ def _returned(node: fx.Node, name: str, known: Known) -> type | None:
         return Tensor if len(node.args) + len(node.kwargs) > 1 else None
     if name == "type":
         return Tensor if len(node.args) + len(node.kwargs) > 1 else None
-    return _RETURNED.get(name, Tensor)
+    return _RETURNED.get(full, _RETURNED.get(name, Tensor))
 
 
 def _name(node: fx.Node) -> str:

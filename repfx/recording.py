@@ -12,7 +12,6 @@ from collections import OrderedDict
 from types import EllipsisType, NoneType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Scope
@@ -55,8 +54,6 @@ class RecordingTracer(fx.Tracer):
             return tuple([self.create_arg(item) for item in a])
         if kind is list:
             return [self.create_arg(item) for item in a]
-        if issubclass(kind, np.generic) and a.ndim == 0:
-            return a.item()  # torch takes NumPy's numbers for Python's
         if kind is dict and all(type(key) is str for key in a):
             return {key: self.create_arg(value) for key, value in a.items()}
         return super().create_arg(a)

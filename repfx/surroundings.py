@@ -49,6 +49,7 @@ class WorldTracer(RecordingTracer):
             _custom_functions(self),
             _checkpoints_passed(),
             _sizes_packed(),
+            _numbers_recorded(self),
             _asked_in_vain(self),
         ):
             for device in _DEVICES if self.gradients else ():  # in the other world, all is switched that can be
@@ -227,6 +228,24 @@ def _asked_in_vain(tracer: WorldTracer) -> Iterator[None]:
     finally:
         for home, name, function in earlier:
             setattr(home, name, function)
+
+
+@contextmanager
+def _numbers_recorded(tracer: WorldTracer) -> Iterator[None]:
+    """Let `torch.tensor(n)` of traced numbers be a call in the graph: it looks at its argument in C code."""
+    function = torch.tensor
+
+    def called(data: Any, *args: Any, **kwargs: Any) -> Any:
+        traced = [item for item in tree_leaves(data) if issubclass(type(item), fx.Proxy)]
+        if not traced or any(isinstance(item, Tensor) for item in traced):
+            return function(data, *args, **kwargs)
+        return tracer.create_proxy("call_function", function, (data, *args), kwargs)
+
+    torch.tensor = called
+    try:
+        yield
+    finally:
+        torch.tensor = function
 
 
 @contextmanager

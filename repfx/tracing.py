@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import CheckpointFunction
@@ -170,6 +171,7 @@ class Tracer(SignatureTracer, WorldTracer):
 
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], *rest: Any, **options: Any) -> fx.Proxy:
         """As fx's, but for what changes a list or dictionary that came from outside: a graph holds values."""
+        args = tuple([a.item() if issubclass(type(a), np.generic) else a for a in args])  # to torch these are Python's
         owner: Any = args[0] if args else None
         changes = kind == "call_method" and target in CHANGES_CONTAINERS and not hasattr(Tensor, target)
         assigns = target is operator.setitem or (kind == "call_method" and target == "sort")
