@@ -221,11 +221,25 @@ class _Shapes(fx.Interpreter):
         super().__init__(root, graph=graph)
         self.shapes: dict[str, tuple[int, ...]] = {}
 
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        """As fx's, with lists and dictionaries of their own: a module may write into those that it is given."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(map(_own, args)), {name: _own(value) for name, value in kwargs.items()}
+
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.shapes[n.name] = tuple(value.shape)
         return value
+
+
+def _own(value: Any) -> Any:
+    """Lists and dictionaries that are nobody else's."""
+    if isinstance(value, list):
+        return [_own(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _own(item) for key, item in value.items()}
+    return tuple(map(_own, value)) if type(value) is tuple else value
 
 
 def _propagated(

@@ -31,7 +31,7 @@ from repfx.shapes import SPLITS, Shapes, part_sizes, split_dim
 from repfx.sizes import is_shape
 from repfx.surroundings import WorldTracer
 from repfx.traced import TracedAttribute, TracedMapping, TracedProxy, TracedSequence, TracedShape, TracedTensor
-from repfx.unread import Unknown, Unread
+from repfx.unread import Unknown, Unread, spoil
 
 _OWN_FORWARD = (
     nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
@@ -460,6 +460,8 @@ class Tracer(SignatureTracer, WorldTracer):
                 self._broken = True
                 self.broke_at = self.path_of_module(m)
             raise
+        if unread:
+            spoil((*args, *kwargs.values()), m, self.stop)
         if isinstance(m, Guard):
             value.node.meta["guard"] = True
         return value

@@ -71,6 +71,22 @@ def unread_parts(whole: Iterable[str], modules: Iterable[tuple[str, nn.Module]])
     return {p: m for p, m in modules if p in paths and not any(p.startswith(f"{q}.") for q in paths if q != p)}
 
 
+def spoil(containers: Iterable[Any], part: nn.Module, stop: Stop) -> None:
+    """Make what lies in lists and dictionaries unknown that were given to a module whose code may change them."""
+    given = [one for one in containers if type(one) in (list, dict)]
+    if not given:
+        return
+    written = _Written()
+    for function in _code_of(part):
+        _note_written(function, written)
+    if not written.containers:
+        return
+    for container in given:
+        keys = list(container) if isinstance(container, dict) else range(len(container))
+        for key in keys:
+            container[key] = Unknown(stop, f"[{key!r}] of what it was given")
+
+
 class Unread:
     """What modules whose code is not traced may write, which nobody can read, and what they may read, as it was."""
 

@@ -65,6 +65,15 @@ class MayReturnNone(nn.Module):
         return x, None if odd(x) else x
 
 
+class WritesIntoList(nn.Module):
+    """A detection head: it overwrites the list that it is given, and is an island."""
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        for i in range(len(x)):
+            x[i] = x[i] * 2.0 if odd(x[i]) else x[i]
+        return torch.stack(x).sum(0)
+
+
 def style(x: Tensor) -> Tensor:
     return x.mean((2, 3), keepdim=True)
 
@@ -137,6 +146,18 @@ def asks_for_none(s: Net, x: Tensor) -> Tensor:
 def asks_for_a_history(s: Net, x: Tensor) -> Tensor:
     y, _ = s.part(first(s, x))
     return second(s, y * 2.0 if y.grad_fn is not None else y)
+
+
+def gives_a_list(s: Net, x: Tensor) -> Tensor:
+    y = first(s, x)
+    return second(s, s.part([y, y.relu()]))
+
+
+def gives_a_list_and_reads_it(s: Net, x: Tensor) -> Tensor:
+    y = first(s, x)
+    levels = [y, y.relu()]
+    z = s.part(levels)
+    return second(s, z + levels[0])
 
 
 def alters_a_layer(s: Net, x: Tensor) -> Tensor:
@@ -246,6 +267,8 @@ CASES = {
     "what it wrote handed on": Case(hands_it_on, STAYS, parts={**WRITES, "identity": nn.Identity}),
     "None among the results": Case(asks_for_none, STAYS, parts={"part": MayReturnNone}, because="may return None"),
     "the history of a result": Case(asks_for_a_history, STAYS, parts={"part": MayReturnNone}),
+    "a list given": Case(gives_a_list, parts={"part": WritesIntoList}),
+    "a list given, and read": Case(gives_a_list_and_reads_it, STAYS, parts={"part": WritesIntoList}),
     "a layer altered": Case(alters_a_layer, parts={"up": nn.Upsample}),
     "features by a closure": Case(lambda s, x: both(s, x) + s.h(first(s, x)), parts={"h": Hooked}),
     "features by a method": Case(lambda s, x: both(s, x) + s.h(first(s, x)), parts={"h": lambda: Hooked("method")}),
