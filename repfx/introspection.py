@@ -17,6 +17,7 @@ import sys
 import sysconfig
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 
@@ -59,6 +60,28 @@ def frame_of_caller(levels: int = 1) -> FrameType:
     Why: a trace's outermost frame, and the instruction that asks a value something, are frame objects.
     """
     return sys._getframe(1 + levels)
+
+
+def called_by_library() -> bool:
+    """Whether torch or this package called the caller of this function.
+
+    Why: torch asks itself for its modes, which is none of the model's code.
+    """
+    return is_ours(sys._getframe(2).f_code.co_filename)
+
+
+def clear_finished(frame: FrameType) -> None:
+    """Empty a frame that has returned, and those that called it; a generator's is only waiting.
+
+    Why: a traceback, or a package that looks around when it is first imported, keeps frames, and with them all values.
+    """
+    above: FrameType | None = frame
+    with suppress(RuntimeError):  # it is still running, and so are all above it
+        while above is not None:
+            caller = above.f_back
+            if not above.f_code.co_flags & inspect.CO_GENERATOR:
+                above.clear()
+            above = caller
 
 
 def place() -> str:

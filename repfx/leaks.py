@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import inspect
 import operator
 import weakref
 from collections import deque
@@ -18,6 +17,8 @@ from types import CellType, FrameType
 from typing import Any
 
 from torch import fx
+
+from repfx.introspection import clear_finished
 
 
 def take_back(made: Iterable[weakref.ref[fx.Proxy]], ours: Iterable[object] = ()) -> list[fx.Node]:
@@ -66,21 +67,10 @@ def _clear_finished_frames(alive: list[fx.Proxy]) -> None:
         holders = gc.get_referrers(*level)
         for holder in holders:
             if type(holder) is FrameType:
-                _clear(holder)
+                clear_finished(holder)
         level = [holder for holder in holders if type(holder) in (tuple, list, CellType) and holder is not level]
         if not level:
             return
-
-
-def _clear(frame: FrameType) -> None:
-    """Empty a frame that has returned, and those that called it; a generator's is only waiting."""
-    above: FrameType | None = frame
-    with suppress(RuntimeError):  # it is still running, and so are all above it
-        while above is not None:
-            caller = above.f_back
-            if not above.f_code.co_flags & inspect.CO_GENERATOR:
-                above.clear()
-            above = caller
 
 
 _DEEPEST = 3  # a list of arguments in a variable of an inner function

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from repfx.dead import draws
-from repfx.introspection import frame_of_caller, is_ours
+from repfx.introspection import called_by_library
 from repfx.recording import RecordingTracer
 from repfx.traced import TypeOf, callable_told, isinstance_told
 
@@ -211,7 +211,7 @@ def _asked_in_vain(tracer: WorldTracer) -> Iterator[None]:
 
     def stopping(function: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
-            if function is _IN_INFERENCE_MODE and is_ours(frame_of_caller().f_code.co_filename):
+            if function is _IN_INFERENCE_MODE and called_by_library():
                 return function(*args, **kwargs)  # torch itself wants to know
             return tracer.stop(_UNANSWERED[function.__name__])
 
