@@ -125,6 +125,7 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.tracer = tracer
         self._made: set[int] = set()
+        self._held: set[int] | None = None  # the memory of all weights, once it is asked for
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -138,10 +139,19 @@ class _Watch(TorchDispatchMode):
             self.tracer.stop(RANDOM)
         if func._schema.is_mutable:
             self._check_written(func, args, kwargs)
+        self._check_read(args, kwargs)
         made = func(*args, **kwargs)
         given = {_memory(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         self._made |= {_memory(t) for t in tree_leaves(made) if isinstance(t, Tensor)} - given
         return made
+
+    def _check_read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Stop before the numbers of a weight are computed with past the trace: they are another thing later."""
+        if self._held is None:
+            root = self.tracer.root
+            self._held = {_memory(t) for t in (*root.parameters(), *root.buffers()) if t.numel()}
+        if any(isinstance(t, Tensor) and _memory(t) in self._held for t in tree_leaves((args, kwargs))):
+            self.tracer.stop("reads the numbers of a weight past the trace, as in a copy of a module")
 
     def _check_written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Stop before something is written that was there before the trace."""
