@@ -20,7 +20,7 @@ from repfx.constants import attribute
 from repfx.graph import LiftedGraph
 from repfx.ops import Affine, Concat, Sum, affine_sources
 
-_MARKS = frozenset(("aliased", "overwriters", "overwrites", "guard"))  # what a node does to memory, or checks
+_MARKS = frozenset(("aliased", "overwriters", "overwrites", "unread", "guard"))  # what a node does to memory, or checks
 _STATE = frozenset(nn.Module().__dict__) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = frozenset(

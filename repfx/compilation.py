@@ -135,7 +135,8 @@ def _rewrite(model: nn.Module, example: Example | None, plan: Plan, passed: Pass
     """The module as far as it is rewritten; its capture, where its own forward does not trace.
 
     Where nothing may grow, a weight that several calls share is not folded into some of them: that would store it
-    once more.  Whether it would is known when all is done; then it is done again without those folds.
+    once more.  Whether it would is known when all is done; then it is done again without what parts the calls, and
+    if that is not enough, without any fold of those weights.
     """
     kept: set[int] = set()
     while True:
@@ -143,10 +144,11 @@ def _rewrite(model: nn.Module, example: Example | None, plan: Plan, passed: Pass
         if isinstance(done, Capture) or plan.objective is not MACS or not done.shares:
             return done
         after, _ = count_plan(done.lifted, done.shared, {})
-        twice = stored_twice(done.lifted, done.shared)
-        if after.parameters <= done.before.parameters or twice <= kept:
+        twice, parting = stored_twice(done.lifted, done.shared)
+        more = parting - kept or twice - kept
+        if after.parameters <= done.before.parameters or not more:
             return done
-        kept |= twice
+        kept |= more
 
 
 def _rewrite_once(

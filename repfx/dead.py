@@ -6,9 +6,9 @@ from torch import fx
 
 
 def has_effect(node: fx.Node) -> bool:
-    """Whether running the node does more than return a value.  A module call does not, a guard apart."""
+    """Whether running the node does more than return a value.  The call of a module that was read does not."""
     if node.op == "call_module":
-        return any(node.meta.get(mark) for mark in ("aliased", "overwrites", "guard"))
+        return any(node.meta.get(mark) for mark in ("aliased", "overwrites", "unread", "guard"))
     return node.is_impure() or bool(node.meta.get("aliased")) or draws(node)
 
 

@@ -167,6 +167,8 @@ def _mark_overwriters(graph: fx.Graph, root: nn.Module, whole: set[str]) -> None
     for node in graph.nodes:
         if node.op != "call_module":
             continue
+        if str(node.target) in whole:
+            node.meta["unread"] = True  # never dead: it may count, draw, or write where we do not look
         if str(node.target) not in whole and not isinstance(module_at(root, str(node.target)), CustomFunction):
             continue
         if not may_overwrite(module_at(root, str(node.target))):

@@ -99,15 +99,24 @@ def holds_one_of(weights: set[int], node: fx.Node, lifted: LiftedGraph) -> bool:
     return False
 
 
-def stored_twice(lifted: LiftedGraph, shared: dict[fx.Node, fx.Node]) -> set[int]:
-    """Weights, by identity, that would be part of several modules of the rewritten graph."""
-    found: Counter[int] = Counter()
+def stored_twice(lifted: LiftedGraph, shared: dict[fx.Node, fx.Node]) -> tuple[set[int], set[int]]:
+    """Weights, by identity, that would be part of several modules of the rewritten graph; and those that part them.
+
+    `s1 * w` and `s2 * w`, the scales of two levels folded into one head: w would be stored twice, because of s1 and s2.
+    """
+    parts: list[frozenset[int]] = []  # what lies behind each module
     probe = Probe()
     with torch.no_grad():
         for node in lifted.nodes():
             record = lifted.records.get(node)
             if record is None:
-                found.update(set(map(id, _held(node, lifted.root))))
+                parts.append(frozenset(map(id, _held(node, lifted.root))))
             elif node not in shared:
-                found.update(_probed(record, probe)[0])
-    return {weight for weight, count in found.items() if count > 1}
+                parts.append(_probed(record, probe)[0])
+    found = Counter(weight for part in parts for weight in part)
+    twice = {weight for weight, count in found.items() if count > 1}
+    parting: set[int] = set()
+    for weight in twice:
+        around = [part for part in parts if weight in part]
+        parting |= frozenset.union(*around) - frozenset.intersection(*around)
+    return twice, parting
