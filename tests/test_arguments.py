@@ -247,3 +247,76 @@ def test_a_child_that_is_never_given_its_optional_argument_is_compiled() -> None
     fused = repfx.reparameterize(model)
     agree(model, fused, image())
     assert [i.path for i in repfx.report(fused).islands] == [""]
+
+
+# --- containers that are changed ------------------------------------------------------------------
+
+
+def appends(body: nn.Module, given: Any) -> Tensor:
+    given.append(body(given[0]))
+    return given[-1] * 2.0
+
+
+def replaces(body: nn.Module, given: Any) -> Tensor:
+    for i in range(len(given)):
+        given[i] = body(given[i])
+    return given[0] + given[-1]
+
+
+def updates(body: nn.Module, given: Any) -> Tensor:
+    given.update(y=body(given["x"]))
+    return given.pop("y") * 2.0
+
+
+def slices(body: nn.Module, given: Any) -> Tensor:
+    own = list(given)
+    own[0] = body(own[0])
+    return own[0] + own[-1][:, :1]
+
+
+class Changes(Base):
+    """A forward that works on a list or a dictionary that it was given."""
+
+    def __init__(self, run: Any) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, given: Any) -> Tensor:
+        return self.run(self.body, given)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("run", "given"),
+    [
+        (appends, lambda: [image()]),
+        (replaces, lambda: [image(), image() * 2.0]),
+        (updates, lambda: {"x": image()}),
+        (slices, lambda: [image(), image() * 2.0]),
+    ],
+)
+def test_containers_that_a_forward_changes(run: Any, given: Any) -> None:
+    model, example = hostile.prepared(Changes(run), 0), given()
+    before = copy.deepcopy(example)
+    for verify in (True, False):
+        fused = repfx.reparameterize(model, (example,), verify=verify)
+        assert str(example) == str(before), "the example was changed"
+        ours, theirs = given(), given()
+        with torch.no_grad():
+            assert hostile.relative_error(model(theirs), fused(ours)) <= hostile.TOLERANCE
+        assert len(ours) == len(theirs)
+
+
+class Starred(Base):
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("example", [False, True])
+def test_arguments_that_are_not_given_may_be_exported(example: bool) -> None:
+    model = hostile.prepared(Starred(), 0)
+    fused = repfx.reparameterize(model, (image(),) if example else None)
+    program = torch.export.export(fused, (image(),))
+    with torch.no_grad():
+        assert hostile.relative_error(model(image()), program.module()(image())) <= hostile.TOLERANCE
+    with pytest.raises(repfx.InputError):
+        fused(image(), 3)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import repfx
+from repfx import whole
 from tests import hostile
 from tests.compiling import Net, conv
 
@@ -314,3 +315,58 @@ def test_a_rounding_that_the_code_asks_for_is_no_difference(dtype: torch.dtype) 
     broken = copy.deepcopy(fused)
     next(broken.parameters()).data.mul_(1.01)
     assert not repfx.verify(model, broken, (image(dtype),)).equal
+
+
+# --- inputs that are derived ----------------------------------------------------------------------
+
+
+def logarithm(s: Net, x: Tensor) -> Tensor:
+    return scores(s, x.log())
+
+
+def never_finite(s: Net, x: Tensor) -> Tensor:
+    return scores(s, x).abs().neg().sqrt()
+
+
+def standardised(s: Net, x: Tensor) -> Tensor:
+    """0 / 0 where the input is constant."""
+    y = scores(s, x)
+    return (y - y.mean((2, 3), keepdim=True)) / y.std((2, 3), keepdim=True)
+
+
+def test_a_network_of_logarithms_is_given_positive_numbers() -> None:
+    report = repfx.report(repfx.reparameterize(net(logarithm)))
+    assert report.equivalence is not None
+    assert report.equivalence.equal
+    assert report.after.batch_norms == 0
+
+
+def test_where_no_derived_input_helps_nothing_was_compared() -> None:
+    report = repfx.report(repfx.reparameterize(net(never_finite)))
+    assert report.equivalence is None
+    assert "no finite number for the inputs that were derived" in report.not_compared
+
+
+@pytest.mark.parametrize("example", [False, True], ids=["without", "with example"])
+def test_a_probe_of_ours_for_which_the_original_is_undefined_says_nothing(example: bool) -> None:
+    model = net(standardised)
+    fused = repfx.reparameterize(model, (image(),) if example else None)
+    found = repfx.report(fused).equivalence
+    assert found is not None
+    assert found.equal
+    broken = copy.deepcopy(fused)
+    next(broken.parameters()).data[0, 0, 0, 0].mul_(1.01)
+    assert not repfx.verify(model, broken, (image(),)).equal
+
+
+def test_a_search_for_inputs_ends_where_one_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def slow(s: Net, x: Tensor) -> Tensor:
+        tried.append(x.shape[-1])
+        raise RuntimeError("takes a second, and fails")
+
+    clock = iter(range(1000))
+    monkeypatch.setattr(whole.time, "monotonic", lambda: float(next(clock)))
+    report = repfx.report(repfx.reparameterize(net(slow)))
+    assert "it runs on none of the 1 inputs" in report.not_compared

@@ -102,3 +102,12 @@ def test_the_compiled_module_does_what_the_module_does(name: str, example: bool)
     assert len(kinds) == left, [island.cause for island in report.islands] or [str(d) for d in report.declines]
     if case.because and left:
         assert any(case.because in island.cause for island in report.islands), report.islands
+
+
+@pytest.mark.parametrize("name", randomness.ANOTHER_EACH_TIME)
+def test_what_is_another_each_time_stays(name: str) -> None:
+    """Nothing is equal here, not even the module twice; what is asked for at run time is asked for at run time."""
+    model = hostile.prepared(Case(randomness.ANOTHER_EACH_TIME[name]).build(), 0)
+    fused = repfx.reparameterize(model, verify=False)
+    assert [island.path for island in repfx.report(fused).islands] == [""]
+    assert not torch.equal(fused(image(SIZES[0])), fused(image(SIZES[0])))

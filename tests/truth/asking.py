@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import math
@@ -180,6 +181,8 @@ QUESTIONS = {
     "the type of a shape": lambda s, x: if_(isinstance(x.shape, torch.Size) and isinstance(x.shape, tuple), s, x),
     "the type of a dtype": lambda s, x: if_(isinstance(x.dtype, torch.dtype), s, x),
     "the type of a device": lambda s, x: if_(isinstance(x.device, torch.device), s, x),
+    "is it callable": lambda s, x: if_(not callable(x) and callable(s.a), s, x),
+    "is it torch.fx's": lambda s, x: if_(not isinstance(x, torch.fx.Proxy) and not tracing(), s, x),
     "is it None": lambda s, x: if_(x is not None, s, x),
     "is it equal to None": lambda s, x: if_(x != None, s, x),  # noqa: E711
     "None among them": lambda s, x: if_(None not in (x,) and x not in (None, "x"), s, x),
@@ -224,6 +227,8 @@ NEEDS_SIZES = {
     "equal tuples": lambda s, x: if_(x.shape[:0] == () and (x.shape[1:1]) == torch.Size([]), s, x),
     "halves": halves,
     "shrinking": shrinking,
+    "its dtype, by identity": lambda s, x: if_(first(s, x).dtype is torch.float64, s, x),
+    "its place, by identity": lambda s, x: if_(first(s, x).is_cuda is not True, s, x),
     "its dtype": lambda s, x: if_(x.dtype == torch.float64 and x.dtype.is_floating_point, s, x),
     "its device": lambda s, x: if_(x.device.type == "cpu" and not x.is_cuda, s, x),
     "its axes": lambda s, x: if_(x.dim() == 4 and x.ndim == 4, s, x),
@@ -231,8 +236,40 @@ NEEDS_SIZES = {
     "is it floating": lambda s, x: if_(x.is_floating_point() and torch.is_floating_point(x), s, x),
     "all and any": lambda s, x: if_(all(n > 0 for n in x.shape) and any(n == 3 for n in x.shape), s, x),
 }  # fmt: skip
+
+
+def tracing() -> bool:
+    return torch.fx._symbolic_trace.is_fx_tracing()
+
+
+def caught_index(s: Net, x: Tensor) -> Tensor:
+    try:
+        return both(s, x) * x.shape[7]
+    except IndexError:
+        return both(s, x)
+
+
+def suppressed_index(s: Net, x: Tensor) -> Tensor:
+    y = both(s, x)
+    with contextlib.suppress(IndexError):
+        y = y * y.shape[7]
+    return y
+
+
+def caught_unpacking(s: Net, x: Tensor) -> Tensor:
+    n: float
+    try:
+        _, _, n = (x * 2.0).shape
+    except ValueError:
+        n = 3.0
+    return both(s, x) * n
+
+
 CASES = {
     **{name: Case(run) for name, run in QUESTIONS.items()},  # type: ignore[arg-type]
     "no items": Case(tried_to_count, STAYS),
+    "an index that is caught": Case(caught_index),
+    "an index that is suppressed": Case(suppressed_index),
+    "an unpacking that is caught": Case(caught_unpacking, STAYS, sized=FOLDS),
     **{name: Case(run, STAYS, sized=FOLDS) for name, run in NEEDS_SIZES.items()},  # type: ignore[arg-type]
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -197,6 +198,12 @@ def made_like(s: Net, x: Tensor) -> Tensor:
     return second(s, y.relu() + out)
 
 
+def copied_weights(s: Net, x: Tensor) -> Tensor:
+    s.a.weight.detach().mul_(0.5)
+    other = copy.deepcopy(s.a)
+    return second(s, s.n(other(x)))
+
+
 def mask() -> Tensor:
     return (torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(3)) > 0.5).double()
 
@@ -235,6 +242,7 @@ CASES = {
     "itself: bool": Case(masked),
     "filled by an initialiser": Case(filled_by_init, STAYS),
     "written in a list": Case(in_a_list, STAYS, gradients=False),
+    "a copy of a part": Case(copied_weights, STAYS, because="reads the numbers of a weight"),
     "masks joined": Case(masks),
     "viewed after it was written": Case(viewed_after),
     "viewed before it was written": Case(viewed_before, STAYS),

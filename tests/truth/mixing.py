@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -138,11 +140,32 @@ def imported(s: Net, x: Tensor) -> Tensor:
     return second(s, first(s, x) * module.FACTOR)
 
 
+NUMBERS: dict[str, Any] = {
+    "a power": lambda y: torch.pow(y, 2),
+    "a power of a number": lambda y: torch.pow(2.0, y.tanh()),
+    "chosen, or a number": lambda y: torch.where(y > 0, y, 0.0),
+    "a number, or chosen": lambda y: torch.where(y > 0, 0.0, y),
+    "a remainder": lambda y: torch.remainder(y, 2),
+    "a power in float64": lambda y: torch.float_power(y, 2),
+    "a product with a logarithm": lambda y: torch.xlogy(y.abs(), 2),
+    "bits": lambda y: y * torch.bitwise_and(y.abs().long(), 3),
+    "found among": lambda y: y * torch.isin(y.round(), 1),
+    "a function of two": lambda y: torch.special.zeta(y.abs() + 2, 2),
+    "a number of NumPy's": lambda y: y * np.float32(2) + np.float64(0.5),
+    "a tensor of a size": lambda y: y * torch.tensor(y.shape[-1]),
+}
+
+
+def numbered(s: Net, x: Tensor, how: str) -> Tensor:
+    return second(s, NUMBERS[how](first(s, x)))
+
+
 def forget() -> None:
     sys.modules.pop("tests.truth.keeping", None)
 
 
 CASES = {
+    **{how: Case(functools.partial(numbered, how=how)) for how in NUMBERS},
     "a contraction, before": Case(einsum_before),
     "a contraction, after": Case(einsum_after),
     "a contraction, between": Case(einsum_between),

@@ -92,6 +92,10 @@ def inference(s: Net, x: Tensor) -> Tensor:
     return second(s, y.clone())
 
 
+def asks_inference(s: Net, x: Tensor) -> Tensor:
+    return first(s, x) if torch.is_inference_mode_enabled() else both(s, x)
+
+
 def asks_autocast(s: Net, x: Tensor) -> Tensor:
     return both(s, x) if torch.is_autocast_enabled("cpu") else second(s, first(s, x))
 
@@ -178,6 +182,7 @@ CASES = {
     "a gradient inside": Case(inner_gradient, STAYS, because=SWITCHES),
     "switched for good": Case(switched_for_good, STAYS, because=SWITCHES),
     "inference mode": Case(inference, STAYS, gradients=False, because=SWITCHES),
+    "asks for inference mode": Case(asks_inference, STAYS, because="asks for inference"),
     "asks for autocast": Case(asks_autocast, STAYS, because=ANOTHER_WAY),
     "the default dtype": Case(default_dtype, STAYS, because="switches the default"),
     "the default device": Case(default_device),

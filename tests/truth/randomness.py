@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.compiling import Net
-from tests.truth.case import STAYS, Case, both, first, second
+from tests.truth.case import STAYS, Case, Forward, both, first, second
 
 DRAWS = "draws random numbers"
 OWN = random.Random(3)
@@ -192,7 +192,30 @@ CASES = {
     ),
     "an iterator that goes on": Case(lambda s, x: both(s, x) * (1 + next(COUNTER)), STAYS, reset=reset),
 }  # fmt: skip
-ANOTHER_EACH_TIME = {  # nothing to compare with: not even the module twice
+
+
+def read_by_nobody(s: Net, x: Tensor) -> Tensor:
+    _ = torch.dropout(x, 0.5, True)
+    return both(s, x) + torch.rand_like(x[:, :1])
+
+
+def unread_part(s: Net, x: Tensor) -> Tensor:
+    """The first result is dropped; the part has drawn all the same."""
+    y = first(s, x)
+    _ = s.part(y)
+    return second(s, s.part(y))
+
+
+class Draws(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rand(1, dtype=x.dtype)
+
+
+CASES |= {
+    "a draw that nobody reads": Case(read_by_nobody),
+    "a part's draw that nobody reads": Case(unread_part, parts={"part": Draws}),
+}
+ANOTHER_EACH_TIME: dict[str, Forward] = {  # nothing to compare with: not even the module twice
     "a clock": lambda s, x: both(s, x) * time.perf_counter(),
     "the system's entropy": lambda s, x: both(s, x) * (1 + int.from_bytes(os.urandom(2), "big")),
     "a name": lambda s, x: both(s, x) * (uuid.uuid4().int % 1000),
