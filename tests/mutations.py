@@ -50,6 +50,12 @@ SUITE = (
     "tests/test_fuzz_finds.py",
     "tests/test_alike.py",
     "tests/test_recording.py",
+    "tests/test_truth.py",
+    "tests/test_sharing.py",
+    "tests/test_comparison.py",
+    "tests/test_inplace.py",
+    "tests/test_questions.py",
+    "tests/test_net.py",
 )
 
 
@@ -423,6 +429,116 @@ MUTANTS = (
     ),
     Mutant("sizes-not-checked", "repfx/modules.py", "if found != self.wanted:", "if False:"),
     Mutant("caller-may-pass-none", "repfx/arguments.py", "passed is not None and passed.gives(index, name)", "False"),
+    # --- what a trace believes
+    Mutant("one-world", "repfx/worlds.py", "_once(model, kept, _with_gradients(make), None)", "first"),
+    Mutant(
+        "no-other-autocast", "repfx/surroundings.py", "for device in _DEVICES if self.gradients", "for device in ()"
+    ),
+    Mutant("what-is-left-is-not-looked-at", "repfx/worlds.py", "if not changed and not kept", "if True or not kept"),
+    Mutant("draws-unseen", "repfx/worlds.py", "kept.drew() or not same_generators(before, generators())", "False"),
+    Mutant(
+        "seeds-unseen",
+        "repfx/surroundings.py",
+        "if draws(node) and not same_generators",
+        "if False and not same_generators",
+    ),
+    Mutant(
+        "eager-draws-unseen", "repfx/surroundings.py", "if torch.Tag.nondeterministic_seeded in func.tags:", "if False:"
+    ),
+    Mutant("writes-outside-unseen", "repfx/surroundings.py", "_memory(value) not in self._made:", "False:"),
+    Mutant("weights-read-past-the-trace", "repfx/surroundings.py", "_memory(t) in self._held for t", "False for t"),
+    Mutant(
+        "values-left-in-caches", "repfx/worlds.py", "kept_by_others = take_back(tracer.made)", "kept_by_others = []"
+    ),
+    Mutant(
+        "caches-without-a-size",
+        "repfx/state.py",
+        "and name in _SIZES:\n            return True",
+        "and name in ():\n            return True",
+    ),
+    Mutant(
+        "shared-variables-not-put-back",
+        "repfx/reach.py",
+        "is not value and value is not _MISSING:",
+        "is not value and False:",
+    ),
+    Mutant(
+        "unknown-is-readable",
+        "repfx/unread.py",
+        "for table, key, _, stand_in in self._hidden:",
+        "for table, key, _, stand_in in []:",
+    ),
+    Mutant("changes-islands-read-unseen", "repfx/unread.py", "return self._read[path].differs()", "return False"),
+    Mutant("altered-layers-are-leaves", "repfx/tracing.py", "return not altered and not", "return not"),
+    Mutant(
+        "lists-given-to-islands", "repfx/unread.py", "    if not written.containers:\n        return\n", "    return\n"
+    ),
+    Mutant(
+        "none-of-islands-unseen",
+        "repfx/tracing.py",
+        "if unread and may_return_none(m)",
+        "if False and may_return_none(m)",
+    ),
+    Mutant(
+        "copies-reach-the-original", "repfx/state.py", "fresh = [memo.get(id(one), one)", "fresh = [memo.get(0, one)"
+    ),
+    Mutant(
+        "torchs-hooks-by-name",
+        "repfx/capture.py",
+        "type(hook) in NORMALISING",
+        "type(hook).__name__ in ('WeightNorm', 'SpectralNorm')",
+    ),
+    Mutant("parts-of-itself-handed-on", "repfx/islands.py", "if any(_hands_itself_on(function)", "if any(False"),
+    Mutant(
+        "dead-calls-of-islands",
+        "repfx/dead.py",
+        '("aliased", "overwrites", "unread", "guard")',
+        '("aliased", "overwrites", "guard")',
+    ),
+    Mutant("dead-draws", "repfx/dead.py", "or draws(node)\n", "\n"),
+    Mutant(
+        "masks-joined-in-place",
+        "repfx/inplace.py",
+        'return first if name in _OVERWRITING or name == "setitem" else None',
+        "return first",
+    ),
+    Mutant(
+        "initialisers-write-nothing", "repfx/inplace.py", '_FIRST = ("input", "tensor", "self")', '_FIRST = ("input",)'
+    ),
+    Mutant(
+        "lists-written-unseen",
+        "repfx/inplace.py",
+        "return [value for value in first if isinstance(value, fx.Node)]",
+        "return []",
+    ),
+    Mutant(
+        "later-views-only", "repfx/inplace.py", "if position[m] < position[node]]", "if position[m] > position[node]]"
+    ),
+    Mutant("indices-of-a-pool", "repfx/questions.py", "if node.target is torch.adaptive_max_pool1d:", "if False:"),
+    Mutant(
+        "identity-of-a-dtype",
+        "repfx/traced.py",
+        "if name in _OBJECTS and compared_by_identity",
+        "if False and compared_by_identity",
+    ),
+    Mutant(
+        "infinities-skipped",
+        "repfx/equivalence.py",
+        "unlike = odd & ~same & (usual if ours else True)",
+        "unlike = odd & False",
+    ),
+    Mutant("nothing-is-equal", "repfx/report.py", "return self.tensors > 0 and", "return"),
+    Mutant("mismatches-returned", "repfx/whole.py", "        if not equivalence.equal:", "        if False:"),
+    Mutant(
+        "detach-is-nothing",
+        "repfx/lifting/rearranging.py",
+        '("contiguous", "clone")',
+        '("contiguous", "clone", "detach")',
+    ),
+    Mutant("sharing-forgotten", "repfx/sharing.py", "                found[node] = same", "                pass"),
+    Mutant(
+        "stored-twice", "repfx/compilation.py", "if after.parameters <= done.before.parameters or not more:", "if True:"
+    ),
     Mutant("caught-errors-are-passed", "repfx/worlds.py", "if tracer.refusal is not None:", "if False:"),
     Mutant(
         "checks-in-a-try-are-passed",
