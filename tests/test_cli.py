@@ -138,3 +138,40 @@ def test_a_neighbour_of_the_models_file_does_not_take_the_place_of_ours(tmp_path
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "batch norms" in done.stdout
+
+
+MODELS = """
+import torch
+from torch import nn
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return int(self.norm(self.conv(x)).shape[1])
+
+
+class Sobel(Counted):
+    def forward(self, x):
+        kernel = torch.tensor([[1.0, 0.0, -1.0]] * 3).expand(3, 1, 3, 3)
+        return self.norm(self.conv(torch.conv2d(x.float(), kernel, padding=1, groups=3)))
+"""
+
+
+def test_what_was_not_compared_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.py").write_text(MODELS)
+    run(["fuse", f"{tmp_path}/net.py:Counted", *SIZE, "-o", str(tmp_path / "o.safetensors")])
+    page = capsys.readouterr()
+    said = [line for line in (page.out + page.err).splitlines() if "not compared" in line]
+    assert said == ["the whole was not compared with the original: its outputs hold no tensor"]
+
+
+def test_a_model_that_makes_float32_constants_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.py").write_text(MODELS)
+    out = tmp_path / "o.safetensors"
+    assert run(["fuse", f"{tmp_path}/net.py:Sobel", "--input-size", "3,16,16", "-o", str(out)]) == 0
+    assert "equal: relative error" in capsys.readouterr().out
+    assert out.exists()

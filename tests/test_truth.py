@@ -111,3 +111,32 @@ def test_what_is_another_each_time_stays(name: str) -> None:
     fused = repfx.reparameterize(model, verify=False)
     assert [island.path for island in repfx.report(fused).islands] == [""]
     assert not torch.equal(fused(image(SIZES[0])), fused(image(SIZES[0])))
+
+
+def gradient(model: nn.Module, case: Case) -> Tensor | None:
+    """What one backward pass through everything that is returned leaves at the input."""
+    with seeded(case):
+        own, x = copied(model), image(SIZES[0]).requires_grad_()
+        returned = [value for _, value in leaves(own(x)) if isinstance(value, Tensor) and value.requires_grad]
+        if returned:
+            sum((value.double() ** 2).sum() for value in returned).backward()  # type: ignore[union-attr]
+    return x.grad
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n.split(":")[0] in ("functions", "mixing", "memory", "between")])
+def test_gradients_are_those_of_the_module(name: str) -> None:
+    """A function with a backward of its own keeps it; what is detached stays detached."""
+    case = ALL[name]
+    if not case.gradients:
+        return
+    model = hostile.prepared(case.build(), 0)
+    try:
+        wanted = gradient(model, case)
+    except (RuntimeError, NotImplementedError):
+        return  # it has none itself
+    with seeded(case):
+        fused = repfx.reparameterize(model, verify=False)
+    got = gradient(fused, case)
+    assert (wanted is None) == (got is None)
+    if wanted is not None and got is not None:
+        assert hostile.relative_error(wanted, got) <= 10 * hostile.TOLERANCE
