@@ -15,13 +15,16 @@ def has_effect(node: fx.Node) -> bool:
 def draws(node: fx.Node) -> bool:
     """Whether running the node moves a random generator: what is drawn next depends on it."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if "dropout" in name:
+    if "dropout" in name or name.startswith("rrelu"):
         return node.kwargs.get("training", True in node.args[1:]) is not False
+    if name == "scaled_dot_product_attention":
+        return bool(node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0.0))
     return name.startswith("rand") or name.rstrip("_") in _DRAWN
 
 
 _DRAWN = (
     "bernoulli", "normal", "uniform", "multinomial", "poisson", "exponential", "cauchy", "geometric", "log_normal",
+    "gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d",
 )  # fmt: skip
 
 

@@ -259,6 +259,12 @@ def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
 def _listed(node: fx.Node) -> list[fx.Node]:
     """The values in a list that a function overwrites: `torch._foreach_mul_([a, b], 2.0)`."""
     name, first = _name(node), node.args[0] if node.args else None
+    out = node.kwargs.get("out")
+    if isinstance(out, tuple | list):
+        return [value for value in out if isinstance(value, fx.Node)]
+    if name in ("batch_norm", "instance_norm") and _argument(node, 5, "training") is True:
+        running = (_argument(node, 1, "running_mean"), _argument(node, 2, "running_var"))
+        return [value for value in running if isinstance(value, fx.Node)]
     overwrites = node.op == "call_function" and name.endswith("_") and not name.endswith("__")
     if not overwrites or not isinstance(first, list | tuple):
         return []

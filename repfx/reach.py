@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +45,7 @@ class Reach:
     def changed(self) -> bool:
         """Whether a name is bound to something else now."""
         return (
-            any(_read(owner, name) is not value for owner, name, value in self.bindings)
+            not all(_is_bound(owner, name, value) for owner, name, value in self.bindings)
             or any(_content(cell) is not value for cell, value in self.cells)
             or any(_names(owner) - names for owner, names in self.spaces)
         )
@@ -55,7 +56,7 @@ class Reach:
             for name in _names(owner) - names:
                 _unbind(owner, name)
         for owner, name, value in self.bindings:
-            if _read(owner, name) is value:
+            if _is_bound(owner, name, value):
                 continue
             if value is _MISSING:
                 _unbind(owner, name)
@@ -95,17 +96,17 @@ def _note_class(of: type, reach: Reach, seen: set[int]) -> None:
             reach.bindings.append((of, name, value))
 
 
-def functions_in(values: Iterable[Any]) -> Iterator[FunctionType]:
+def functions_in(values: Iterable[Any], depth: int = 4) -> Iterator[FunctionType]:
     """The functions among these values: kept as they are, bound, with arguments, or in a list or dictionary."""
     for value in values:
         if isinstance(value, FunctionType):
             yield value
         elif isinstance(value, MethodType | functools.partial):
             yield from functions_in([getattr(value, "__func__", None) or getattr(value, "func", None)])
-        elif type(value) in (list, tuple) and value:
-            yield from functions_in(value)
-        elif type(value) is dict and value:
-            yield from functions_in(value.values())
+        elif type(value) in (list, tuple) and value and depth:
+            yield from functions_in(itertools.islice(value, _WIDEST), depth - 1)
+        elif type(value) is dict and value and depth:
+            yield from functions_in(itertools.islice(value.values(), _WIDEST), depth - 1)
 
 
 def _follow(function: FunctionType, reach: Reach, seen: set[int]) -> None:
@@ -131,7 +132,7 @@ def _follow(function: FunctionType, reach: Reach, seen: set[int]) -> None:
                 continue
             value = each.__globals__[name]
             reach.bindings.append((each.__globals__, name, value))
-            work += functions_in([value, getattr(value, "__wrapped__", None)])
+            work += functions_in([value, vars(value).get("__wrapped__") if isinstance(value, FunctionType) else None])
             if isinstance(value, type) and _is_own(value):
                 _note_class(value, reach, seen)
         work += functions_in([*_closed_over(each), *(each.__defaults__ or ())])
@@ -161,6 +162,12 @@ def _read(owner: Any, name: str) -> Any:
     return (owner if isinstance(owner, dict) else vars(owner)).get(name, _MISSING)
 
 
+def _is_bound(owner: Any, name: str, value: Any) -> bool:
+    """Whether a name stands for what it stood for; torch.fx wraps functions that were registered by `torch.fx.wrap`."""
+    now = _read(owner, name)
+    return now is value or (type(now) is FunctionType and now.__dict__.get("__wrapped__", now) is value)
+
+
 def _names(owner: Any) -> frozenset[str]:
     """The names that are bound in globals or in a class, Python's own apart."""
     found = owner if isinstance(owner, dict) else vars(owner)
@@ -181,10 +188,14 @@ def state_of(value: Any) -> dict[str, Any] | None:
     """The attributes of an object that holds state of the user's; None of anything else."""
     if issubclass(type(value), fx.Proxy):
         return None
-    if isinstance(value, _NO_STATE) or not hasattr(value, "__dict__"):
+    if isinstance(value, _NO_STATE):
         return None
     own = type(value) in _NAMESPACES or _is_own(type(value))
-    return vars(value) if own and isinstance(vars(value), dict) else None
+    try:
+        held = vars(value) if own else None
+    except Exception:  # it has none, or its class answers in its own way
+        return None
+    return held if isinstance(held, dict) else None
 
 
 def _is_own(of: type) -> bool:
@@ -251,7 +262,7 @@ def walk(values: Iterable[Any]) -> Iterator[Any]:
         work += [(item, depth + 1) for item in inner]
 
 
-_DEPTH, _MOST = 6, 20_000  # a bound on the search, not on what is right: the comparison sees the rest
+_DEPTH, _MOST, _WIDEST = 6, 20_000, 1_000  # a bound on the search, not on what is right: the comparison sees the rest
 
 
 def contents(value: Any) -> list[Any]:
@@ -259,8 +270,8 @@ def contents(value: Any) -> list[Any]:
     if issubclass(type(value), fx.Proxy):
         return []
     if isinstance(value, dict):
-        return list(value.values())
+        return list(itertools.islice(value.values(), _WIDEST))
     if isinstance(value, list | tuple | set | frozenset) or type(value).__name__ == "deque":
-        return list(value)
+        return list(itertools.islice(value, _WIDEST))
     own = state_of(value)
     return [] if own is None else list(own.values())

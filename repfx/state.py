@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import operator
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from repfx.decline import UserError
+from repfx.messages import first_line
 from repfx.modules import INDEX
 from repfx.reach import generator_state, is_generator, reach_of, same_state, set_generator_state, state_of, walk
 from repfx.walking import modules_of, tensors_of
@@ -27,8 +30,10 @@ from repfx.walking import modules_of, tensors_of
 class Kept:
     """What a model holds in its attributes, and its code elsewhere, at one moment; and the way back to it."""
 
-    def __init__(self, model: nn.Module, modules: Sequence[tuple[str, nn.Module]]) -> None:
-        """`modules`: all of them, by path."""
+    def __init__(
+        self, model: nn.Module, modules: Sequence[tuple[str, nn.Module]], within: Kept | None = None
+    ) -> None:
+        """`modules`: all of them, by path.  `within` is of a model that holds this one, at the same moment."""
         self.model = model
         self.modules = modules
         self.before = [module.__dict__.copy() for _, module in modules]
@@ -36,15 +41,19 @@ class Kept:
         self.namespaces = self._reach.namespaces
         held = [v for values in self.before for v in values.values() if type(v) not in _SCALARS]
         bare = [v for v in held if type(v) in _CONTAINERS and not v]  # most: every module has ten tables of hooks
-        within = list(walk(v for v in held if type(v) not in _CONTAINERS or v))
-        known = {*map(id, within), *map(id, bare)}
+        inside = list(walk(v for v in held if type(v) not in _CONTAINERS or v))
+        known = {*map(id, inside), *map(id, bare)}
         outside = [v for v in walk([*self._reach.values, *(v for *_, v in self._reach.bindings)]) if id(v) not in known]
-        own, others = _holders(within), _holders(outside)
+        own, others = _holders(inside), _holders(outside)
         self._empty = [*bare, *(container for container in (*own, *others) if not container)]
-        self._filled = [(container, _copied(container)) for container in (*own, *others) if container]
+        copies: dict[int, Any] = {} if within is None else within.copies
+        self._filled = [(c, copies[id(c)] if id(c) in copies else _copied(c)) for c in (*own, *others) if c]
         self._outside = {id(container) for container in others}
-        self._generators = [(v, generator_state(v)) for v in (*within, *outside) if is_generator(v)]
-        self._arrays = [(v, v.copy()) for v in (*within, *outside) if _is_array(v)]
+        self._generators = [(v, generator_state(v)) for v in (*inside, *outside) if is_generator(v)]
+        arrays = [v for v in (*inside, *outside) if _is_array(v)]
+        self._arrays = [(v, copies[id(v)] if id(v) in copies else v.copy()) for v in arrays]
+        self.copies: dict[int, Any] = {id(one): content for one, content in (*self._filled, *self._arrays)}
+        self.parts: dict[str, Kept] = {}  # of modules whose code is not traced, by path, once they are asked for
         self._own: dict[int, dict[str, Any]] = {}  # by module, once it is asked for
         self._content: dict[int, Any] = {}  # by container
         self._flags = [(t, t.requires_grad) for t in tensors_of(modules) if t.is_leaf]
@@ -275,10 +284,21 @@ def _identical(now: Any, before: Any) -> bool:
     """Whether both hold the very same objects, in the same order."""
     if len(now) != len(before):
         return False
+    if len(now) > _LARGE and isinstance(now, dict | list):  # its ends tell of most changes, and quickly
+        return all(map(operator.is_, _ends(now), _ends(before)))
     if isinstance(now, dict):  # an ordered one would ask its keys for their hash on the way, and one may be traced
         keys = all(map(operator.is_, dict.__iter__(now), dict.__iter__(before)))
         return keys and all(map(operator.is_, dict.values(now), dict.values(before)))
     return all(map(operator.is_, now, before))
+
+
+_LARGE = 20_000
+
+
+def _ends(container: dict[Any, Any] | list[Any]) -> Iterator[Any]:
+    values = dict.values(container) if isinstance(container, dict) else container
+    yield from itertools.islice(values, 1_000)
+    yield from itertools.islice(reversed(values), 1_000)
 
 
 def _same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
@@ -370,7 +390,13 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         for *_, value in reach_of(parts).bindings:
             if type(value) in _CONTAINERS or state_of(value) is not None:
                 memo.setdefault(id(value), value)
-    own = copy.deepcopy(module, memo)
+    try:
+        own = copy.deepcopy(module, memo)
+    except Exception as error:  # what lies in a module may forbid it: locks, open files, generators
+        raise UserError(
+            f"{type(module).__name__} cannot be copied: {type(error).__name__}: {first_line(error)}; a compiled model "
+            "is a copy, so keep what it holds somewhere else, or give its class a __deepcopy__"
+        ) from error
     if own.training is not module.training:  # a class of its own may copy itself in its own way
         own.train(module.training)
     for part in own.modules() if own._modules else (own,):
@@ -387,19 +413,22 @@ def _rebound(value: Any, memo: Mapping[int, Any]) -> Any:
     """A function whose variables are the copies of what they were: Python copies no function."""
     if type(value) is functools.partial:
         return functools.partial(_rebound(value.func, memo), *value.args, **value.keywords)
-    if not isinstance(value, FunctionType) or not value.__closure__:
+    if not isinstance(value, FunctionType):
         return value
     try:
-        held = [cell.cell_contents for cell in value.__closure__]
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
     except ValueError:  # not assigned yet
         return value
-    fresh = [memo.get(id(one), one) if one is not value else one for one in held]
-    fresh = [one if one is value else _rebound(one, memo) for one in fresh]
-    if all(map(operator.is_, fresh, held)):
+    defaults, named = value.__defaults__ or (), value.__kwdefaults__ or {}
+    fresh = [one if one is value else _rebound(memo.get(id(one), one), memo) for one in held]
+    own_defaults = tuple(memo.get(id(one), one) for one in defaults)
+    own_named = {name: memo.get(id(one), one) for name, one in named.items()}
+    before, after = (*held, *defaults, *named.values()), (*fresh, *own_defaults, *own_named.values())
+    if all(map(operator.is_, after, before)):
         return value
     cells = tuple(CellType(one) for one in fresh)
-    own = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
-    own.__kwdefaults__, own.__qualname__ = value.__kwdefaults__, value.__qualname__
+    own = FunctionType(value.__code__, value.__globals__, value.__name__, own_defaults or None, cells or None)
+    own.__kwdefaults__, own.__qualname__ = own_named or None, value.__qualname__
     own.__dict__.update(value.__dict__)
     return own
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,8 @@ from repfx.introspection import called_by_library
 from repfx.recording import RecordingTracer
 from repfx.traced import TypeOf, callable_told, isinstance_told
 
+_ONE_AT_A_TIME = threading.RLock()  # torch.fx changes nn.Module while it traces, for all threads
+
 
 class WorldTracer(RecordingTracer):
     """A tracer that stops where the traced code depends on more than its inputs and parameters."""
@@ -39,10 +42,12 @@ class WorldTracer(RecordingTracer):
     careful = False  # whether every module call is watched for random numbers
     _modes: tuple[Any, ...] = ()
     _states: tuple[Any, ...] = ()
+    thread = 0  # the one that traces
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """As fx's, in a world with or without gradients."""
+        """As fx's, in a world with or without gradients.  One thread traces at a time; others go on as they were."""
         with (
+            _ONE_AT_A_TIME,
             modes_kept(),
             torch.set_grad_enabled(self.gradients),
             _Watch(self),
@@ -54,6 +59,7 @@ class WorldTracer(RecordingTracer):
         ):
             for device in _DEVICES if self.gradients else ():  # in the other world, all is switched that can be
                 torch.set_autocast_enabled(device, True)
+            self.thread = threading.get_ident()
             self._modes = current_modes()
             self._states = generators()
             return super().trace(root, concrete_args)
@@ -221,8 +227,9 @@ def _asked_in_vain(tracer: WorldTracer) -> Iterator[None]:
 
     def stopping(function: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
-            if function is _IN_INFERENCE_MODE and called_by_library():
-                return function(*args, **kwargs)  # torch itself wants to know
+            other = threading.get_ident() != tracer.thread
+            if other or (function is _IN_INFERENCE_MODE and called_by_library()):
+                return function(*args, **kwargs)  # torch itself wants to know, or somebody else
             return tracer.stop(_UNANSWERED[function.__name__])
 
         return called

@@ -11,6 +11,7 @@ import functools
 import inspect
 import operator
 import sys
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -195,6 +196,11 @@ class Tracer(SignatureTracer, WorldTracer):
         kind = self.kind_of(value.node) if issubclass(type(value), fx.Proxy) else None
         return kind is not None and issubclass(kind, list | dict)
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def attribute_proxy(self, name: str, value: Tensor) -> fx.Proxy:
         proxy = self.tensor_type(super().attribute_proxy(name, value).node, self, value)
         self.made.append(weakref.ref(proxy))
@@ -291,6 +297,11 @@ class Tracer(SignatureTracer, WorldTracer):
 
     def text_of(self, obj: fx.Proxy, write: Callable[[Any], str]) -> str:
         """A word that stands for a value in a text, for the message of an assertion and for nothing else."""
+        device = next((p.device for p in self.root.parameters()), None)
+        if self.kind_of(obj.node) is torch.device and device is not None:
+            guard = SizeGuard("value", device, place(), f"weights on {device}")
+            self.add_guard("sizes", guard, (fx.Proxy(obj.node, self),), {})
+            return write(device)
         word = f"<value {len(self.words)} of the trace>"
         self.words[word] = self.scope.module_path
         return word
@@ -439,6 +450,8 @@ class Tracer(SignatureTracer, WorldTracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)  # another thread, which does not know that nn.Module is lent
         if has_own_call(m):
             self.stop(f"calls {type(m).__name__}, whose class does more in a call than its forward")
         for unknown in (a for a in (*args, *kwargs.values()) if type(a) is Unknown):
@@ -462,9 +475,17 @@ class Tracer(SignatureTracer, WorldTracer):
             raise
         if unread:
             spoil((*args, *kwargs.values()), m, self.stop)
+        if m.training and isinstance(m, _MOVING) and issubclass(type(value), fx.Proxy):
+            value.node.meta["unread"] = True  # it draws, or keeps statistics, though nobody may read what it returns
         if isinstance(m, Guard):
             value.node.meta["guard"] = True
         return value
+
+
+_MOVING = (
+    nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d,
+    nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm,
+)  # fmt: skip
 
 
 def _holds_values(module: nn.Module) -> bool:

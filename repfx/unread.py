@@ -98,7 +98,10 @@ class Unread:
         for part in self._parts.values():
             places = _places(part, root, kept.model)
             self._hidden += [(table, key, table[key], Unknown(stop, name)) for table, key, name in places]
-        self._read = {path: Kept(part, modules_of(part)) for path, part in self._parts.items()}
+        for path, part in self._parts.items():
+            if path not in kept.parts:  # every trace begins with the same state
+                kept.parts[path] = Kept(part, modules_of(part), kept)
+        self._read = {path: kept.parts[path] for path in self._parts}
 
     def hide(self) -> None:
         """Put what cannot be read in the place of what may be written."""
