@@ -50,6 +50,12 @@ class Reach:
             or any(_names(owner) - names for owner, names in self.spaces)
         )
 
+    def numbers(self) -> dict[tuple[int, Any], Any]:
+        """The plain values among what the names stand for, by place."""
+        found = {(id(owner), name): _read(owner, name) for owner, name, _ in self.bindings}
+        found |= {(id(cell), ""): _content(cell) for cell, _ in self.cells}
+        return {place: value for place, value in found.items() if type(value) in (int, float, str, bool)}
+
     def restore(self) -> None:
         """Bind every name to what it was bound to."""
         for owner, names in self.spaces:

@@ -30,9 +30,7 @@ from repfx.walking import modules_of, tensors_of
 class Kept:
     """What a model holds in its attributes, and its code elsewhere, at one moment; and the way back to it."""
 
-    def __init__(
-        self, model: nn.Module, modules: Sequence[tuple[str, nn.Module]], within: Kept | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, modules: Sequence[tuple[str, nn.Module]], within: Kept | None = None) -> None:
         """`modules`: all of them, by path.  `within` is of a model that holds this one, at the same moment."""
         self.model = model
         self.modules = modules
@@ -79,6 +77,19 @@ class Kept:
             or not all(_identical(container, content) for container, content in self._filled)
             or not all(_identical(m.__dict__, before) for (_, m), before in zip(self.modules, self.before))
         )
+
+    def numbers(self, shell: nn.Module) -> dict[tuple[int, Any], Any]:
+        """Every plain value that the code may count with, and the length of every container, by place.
+
+        `shell` is traced in the place of the model.
+        """
+        tables = [shell.__dict__, *(module.__dict__ for path, module in self.modules if path)]
+        containers = [*self._empty, *(one for one, _ in self._filled if len(one) <= _LARGE)]
+        found: dict[tuple[int, Any], Any] = {(id(one), len): len(one) for one in containers}
+        for one in (*tables, *containers):
+            key = 0 if one is shell.__dict__ else id(one)
+            found |= {(key, name): value for name, value in _entries(one) if type(value) in _PLAIN}
+        return found | self._reach.numbers()
 
     def differs(self) -> bool:
         """Whether anything is another than it was, beside the modules too."""
@@ -293,6 +304,7 @@ def _identical(now: Any, before: Any) -> bool:
 
 
 _LARGE = 20_000
+_PLAIN = (int, float, str, bool)
 
 
 def _ends(container: dict[Any, Any] | list[Any]) -> Iterator[Any]:

@@ -150,6 +150,7 @@ def _left_behind(
         return None
 
     met: list[nn.Module] = []  # what the second trace adds, on an object of its own
+    once, twice = kept.numbers(shell), {}
 
     def trace_again(other: nn.Module) -> fx.Graph:
         """Trace the same object, which its code may know by its identity."""
@@ -160,6 +161,7 @@ def _left_behind(
             fresh.unread = Unread(kept, fresh.whole, shell, fresh.stop)
             return fresh.trace(shell)
         finally:
+            twice.update(kept.numbers(shell))
             met.append(shallow(shell))
             shell.__dict__.clear()
             shell.__dict__.update(own)
@@ -167,6 +169,8 @@ def _left_behind(
     again = retraced(shell, tracer.added, graph, trace_again)
     if again is None:
         return Fault(changed or [""], "its forward reads what an earlier forward wrote")
+    if any(twice[place] != value for place, value in once.items() if place in twice):
+        return Fault(changed or [""], "its forward counts: it reads what an earlier forward wrote")
     other = Traced(met[0], again, tracer)
     where = first_difference(Traced(shell, graph, tracer), other)
     if where is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,3 +141,32 @@ def test_gradients_are_those_of_the_module(name: str) -> None:
     assert (wanted is None) == (got is None)
     if wanted is not None and got is not None:
         assert hostile.relative_error(wanted, got) <= 10 * hostile.TOLERANCE
+
+
+def test_threads_compile_one_after_the_other_and_leave_torch_as_it_was() -> None:
+    before = {name: getattr(torch, name) for name in ("zeros", "tensor", "rand", "is_inference_mode_enabled")}
+    model = hostile.prepared(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), 0)
+    x, failed = image(SIZES[0]), []
+
+    def compile_twice() -> None:
+        try:
+            for _ in range(2):
+                fused = repfx.reparameterize(model, verify=False)
+                assert hostile.relative_error(model(x).detach(), fused(x).detach()) <= hostile.TOLERANCE
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=compile_twice) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert {name: getattr(torch, name) for name in before} == before
+
+
+def test_what_cannot_be_copied_is_refused_in_words() -> None:
+    case = randomness.ANOTHER_EACH_TIME["a clock"]
+    model = hostile.prepared(Case(case, parts={"lock": threading.Lock}).build(), 0)
+    with pytest.raises(repfx.UserError, match="cannot be copied: TypeError"):
+        repfx.reparameterize(model)

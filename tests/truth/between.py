@@ -251,7 +251,35 @@ def made(make: Callable[[Tensor], Tensor]) -> Callable[[Net, Tensor], Tensor]:
 
 READS: dict[str, Callable[[], Any]] = {"part": Reads}
 WRITES: dict[str, Callable[[], Any]] = {"part": Writes}
+
+
+@torch.fx.wrap
+def wrapped(x: Tensor, factor: float) -> Tensor:
+    return x * factor
+
+
+class CallsWrapped(nn.Module):
+    """An island that calls what torch.fx exchanges while it traces."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return wrapped(x, 2.0) if odd(x) else x
+
+
+def with_default() -> nn.Module:
+    """A hook that reaches its model by a default."""
+    part = Hooked()
+    part.body[1]._forward_hooks.clear()
+
+    def hook(module: nn.Module, args: Any, output: Tensor, owner: Hooked = part) -> None:
+        owner.features["a"] = output
+
+    part.body[1].register_forward_hook(hook)
+    return part
+
+
 CASES = {
+    "a function that torch.fx wraps": Case(lambda s, x: second(s, s.part(first(s, x))), parts={"part": CallsWrapped}),
+    "features by a default": Case(lambda s, x: both(s, x) + s.h(first(s, x)), parts={"h": with_default}),
     **{name: Case(made(make)) for name, make in MADE.items()},
     "an attribute written": Case(writes_attribute, STAYS, parts=READS, reset=reset),
     "a dictionary written": Case(writes_dictionary, STAYS, parts=READS, reset=reset),

@@ -150,7 +150,15 @@ def by_a_tuple(s: Net, x: Tensor) -> Tensor:
     return both(s, x) * width_of(tuple(x.shape[2:]))
 
 
+def by_device(s: Net, x: Tensor) -> Tensor:
+    key = f"{x.device}"
+    if key not in GRIDS:
+        GRIDS[key] = s.a.bias * 2.0
+    return second(s, first(s, x) + GRIDS[key].view(1, -1, 1, 1))
+
+
 CASES = {
+    "by the device's name": Case(by_device, reset=reset),
     "by a name without the size": Case(first_call_decides, STAYS, reset=reset),
     "by the identity of the module": Case(by_identity, STAYS, reset=reset),
     "by a tuple of sizes": Case(by_a_tuple, STAYS, sized=0),

@@ -188,7 +188,7 @@ CASES = {
         because="reads what an earlier forward wrote",
     ),
     "counts in a class": Case(
-        lambda s, x: s.c(both(s, x)), 0, parts={"c": OnTheClass}, reset=reset_class
+        lambda s, x: s.c(both(s, x)), STAYS, parts={"c": OnTheClass}, reset=reset_class
     ),
     "an iterator that goes on": Case(lambda s, x: both(s, x) * (1 + next(COUNTER)), STAYS, reset=reset),
 }  # fmt: skip
@@ -211,7 +211,47 @@ class Draws(nn.Module):
         return x * torch.rand(1, dtype=x.dtype)
 
 
+LATE: dict[str, int] = {"n": 0}
+LOG: list[int] = []
+
+
+def late(s: Net, x: Tensor) -> Tensor:
+    """Only the seventh call is another one."""
+    LATE["n"] += 1
+    return both(s, x) * 2.0 if LATE["n"] > 6 else both(s, x)
+
+
+def logged(s: Net, x: Tensor) -> Tensor:
+    LOG.append(1)
+    return both(s, x) * 2.0 if len(LOG) > 6 else both(s, x)
+
+
+def reset_late() -> None:
+    LATE["n"] = 0
+    LOG.clear()
+
+
+class Trains(nn.Module):
+    """A part that is left in training mode: it draws, and keeps statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.norm = nn.Dropout(0.5), nn.BatchNorm2d(4)
+
+    def train(self, mode: bool = True) -> Trains:
+        self.drop.training = self.norm.training = True
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.drop(x)
+        self.norm(x)
+        return x * torch.rand_like(x)
+
+
 CASES |= {
+    "counts up to a late call": Case(late, STAYS, reset=reset_late),
+    "logs up to a late call": Case(logged, STAYS, reset=reset_late),
+    "a part in training mode": Case(lambda s, x: second(s, s.part(first(s, x))), 1, parts={"part": Trains}),
     "a draw that nobody reads": Case(read_by_nobody),
     "a part's draw that nobody reads": Case(unread_part, parts={"part": Draws}),
 }
