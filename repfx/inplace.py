@@ -264,7 +264,7 @@ def _listed(node: fx.Node) -> list[fx.Node]:
         return [value for value in out if isinstance(value, fx.Node)]
     if name in ("batch_norm", "instance_norm") and _argument(node, 5, "training") is True:
         running = (_argument(node, 1, "running_mean"), _argument(node, 2, "running_var"))
-        return [value for value in running if isinstance(value, fx.Node)]
+        return [value for value in running if isinstance(value, fx.Node) and value.op == "get_attr"]
     overwrites = node.op == "call_function" and name.endswith("_") and not name.endswith("__")
     if not overwrites or not isinstance(first, list | tuple):
         return []

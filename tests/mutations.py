@@ -480,7 +480,10 @@ MUTANTS = (
         "if False and may_return_none(m)",
     ),
     Mutant(
-        "copies-reach-the-original", "repfx/state.py", "fresh = [memo.get(id(one), one)", "fresh = [memo.get(0, one)"
+        "copies-reach-the-original",
+        "repfx/state.py",
+        "_rebound(memo.get(id(one), one), memo) for one in held",
+        "_rebound(one, memo) for one in held",
     ),
     Mutant(
         "torchs-hooks-by-name",
