@@ -34,6 +34,7 @@ class Kept:
         """`modules`: all of them, by path.  `within` is of a model that holds this one, at the same moment."""
         self.model = model
         self.modules = modules
+        self._is_part = within is not None
         self.before = [module.__dict__.copy() for _, module in modules]
         self._reach = reach_of([module for _, module in modules])
         self.namespaces = self._reach.namespaces
@@ -74,7 +75,7 @@ class Kept:
         """Whether anything may be different now.  Looks at identities only, so it is quick and asks no value."""
         return (
             any(self._empty)
-            or not all(_identical(container, content) for container, content in self._filled)
+            or not all(self._holds_the_same(container, content) for container, content in self._filled)
             or not all(_identical(m.__dict__, before) for (_, m), before in zip(self.modules, self.before))
         )
 
@@ -84,7 +85,7 @@ class Kept:
         `shell` is traced in the place of the model.
         """
         tables = [shell.__dict__, *(module.__dict__ for path, module in self.modules if path)]
-        containers = [*self._empty, *(one for one, _ in self._filled if len(one) <= _LARGE)]
+        containers = [*self._empty, *(one for one, _ in self._filled)]
         found: dict[tuple[int, Any], Any] = {(id(one), len): len(one) for one in containers}
         for one in (*tables, *containers):
             key = 0 if one is shell.__dict__ else id(one)
@@ -111,6 +112,13 @@ class Kept:
             if not all(_identical(table, self._content.get(id(table), {})) for table in tables):
                 return True
         return False
+
+    def _holds_the_same(self, container: Any, content: Any) -> bool:
+        """As `_identical`; of a part, which is asked at each of its calls, a large container's ends must do."""
+        if not self._is_part or len(container) <= _LARGE or not isinstance(container, dict | list):
+            return _identical(container, content)
+        same = len(container) == len(content)
+        return same and all(map(operator.is_, _ends(container), _ends(content)))
 
     def restore(self) -> list[nn.Module]:
         """Put everything back.  Returns the modules whose numbers were other ones."""
@@ -295,8 +303,6 @@ def _identical(now: Any, before: Any) -> bool:
     """Whether both hold the very same objects, in the same order."""
     if len(now) != len(before):
         return False
-    if len(now) > _LARGE and isinstance(now, dict | list):  # its ends tell of most changes, and quickly
-        return all(map(operator.is_, _ends(now), _ends(before)))
     if isinstance(now, dict):  # an ordered one would ask its keys for their hash on the way, and one may be traced
         keys = all(map(operator.is_, dict.__iter__(now), dict.__iter__(before)))
         return keys and all(map(operator.is_, dict.values(now), dict.values(before)))

@@ -226,7 +226,17 @@ def logged(s: Net, x: Tensor) -> Tensor:
     return both(s, x) * 2.0 if len(LOG) > 6 else both(s, x)
 
 
+LARGE = [0] * 60_000
+
+
+def counts_in_the_middle(s: Net, x: Tensor) -> Tensor:
+    """Of a list too long for a quick look."""
+    LARGE[30_000] += 1
+    return both(s, x) * 2.0 if LARGE[30_000] > 6 else both(s, x)
+
+
 def reset_late() -> None:
+    LARGE[30_000] = 0
     LATE["n"] = 0
     LOG.clear()
 
@@ -249,6 +259,7 @@ class Trains(nn.Module):
 
 
 CASES |= {
+    "counts in the middle of a long list": Case(counts_in_the_middle, STAYS, reset=reset_late),
     "counts up to a late call": Case(late, STAYS, reset=reset_late),
     "logs up to a late call": Case(logged, STAYS, reset=reset_late),
     "a part in training mode": Case(lambda s, x: second(s, s.part(first(s, x))), 1, parts={"part": Trains}),
