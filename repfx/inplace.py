@@ -340,4 +340,9 @@ def _is_measured(node: fx.Node) -> bool | None:
         return False
     if node.target is getattr:
         return node.args[1] in ("shape", "ndim")
-    return None if node.all_input_nodes and getattr(node.target, "__module__", "") == "_operator" else False
+    arithmetic = getattr(node.target, "__module__", "") in (
+        "_operator",
+        "math",
+        "builtins",
+    )  # h // 2, ceil(h), max(h, w)
+    return None if arithmetic and node.all_input_nodes else False
