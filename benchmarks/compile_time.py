@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import repfx
-from repfx.models import build_model
+from repfx.io import build_model
 
 MODELS = ("repnext_m5", "timm:repvgg_b3", "timm:resnet50", "timm:mobileone_s0")
 CURVE = (1_000, 3_000, 10_000)

@@ -3,7 +3,7 @@
     python benchmarks/op_counts.py                       # the table of the README, as Markdown
     python benchmarks/op_counts.py repnext_m0 timm:repvit_m0_9 --size 192
 
-Every number is counted by `repfx.cost.count_operations` while the network runs once, so functional
+Every number is counted by `repfx.rewriting.cost.count_operations` while the network runs once, so functional
 calls count like modules.  "Own fuse" is `timm.utils.model.reparameterize_model` for timm's models; for
 RepNeXt it is the `fuse()` of the authors' code, which is not a dependency: its counts were measured once
 with the same counter at 224x224 (suous/RepNeXt at f515377) and are written down here.  The whole-network
@@ -23,9 +23,9 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 
 import repfx
-from repfx.cost import count_operations
-from repfx.models import build_model
-from repfx.report import OpCounts
+from repfx.io import build_model
+from repfx.reporting import OpCounts
+from repfx.verification import count_operations
 
 MODELS = (
     "repnext_m0",

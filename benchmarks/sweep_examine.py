@@ -21,10 +21,10 @@ from torch.utils._pytree import tree_map
 
 import repfx
 from benchmarks.sweep_subjects import NotInstalledError, Subject, build, inputs, quiet
-from repfx.cost import count_operations
-from repfx.depthwise import FastDepthwise
-from repfx.modules import ScaleShift
-from repfx.report import OpCounts, Report
+from repfx.layers import ScaleShift
+from repfx.reporting import OpCounts, Report
+from repfx.rewriting import FastDepthwise
+from repfx.verification import count_operations
 
 BOUND = 1e-10  # relative, in float64
 EPSILON = torch.finfo(torch.float64).eps

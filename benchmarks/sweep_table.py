@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.sweep_examine import Leftover, Row
-from repfx.report import OpCounts
+from repfx.reporting import OpCounts
 
 HEADER = ("family", "model", "size", "traced", "conv + linear", "bn", "add", "mul", "cat", "MACs (M)", "error", "s")
 WORDS = {

@@ -13,12 +13,10 @@ import torch
 from torch import fx
 
 import repfx
+from repfx.algebra import Kind, form_of
 from repfx.decline import Decline, Reason
-from repfx.form import Kind, form_of
-from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Op
-from repfx.protocol import Apply, Proposal
-from repfx.regions import between
+from repfx.graph import Affine, LiftedGraph, Op, between
+from repfx.rewriting import Apply, Proposal
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 
 import repfx
 import repnext  # noqa: F401  # registers repnext_nano with timm
-from repfx.checkpoint import load_fused, read_fused_record, save_fused
+from repfx.io import load_fused, read_fused_record, save_fused
 
 
 def main(path: Path) -> None:

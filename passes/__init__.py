@@ -15,7 +15,7 @@ from passes.fold_weights import FoldWeights
 from passes.fuse_attention import FuseAttention
 from passes.merge_siblings import MergeSiblings
 from passes.split_concats import SplitConcats
-from repfx.protocol import Pass
+from repfx.rewriting import Pass
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
     DropNoops(),

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from repfx.decline import Decline
-from repfx.graph import LiftedGraph
-from repfx.ops import Op, Sum
-from repfx.protocol import Apply, Proposal
-from repfx.regions import between, dominators
+from repfx.graph import LiftedGraph, Op, Sum, between, dominators
+from repfx.rewriting import Apply, Proposal
 
 
 @dataclass(frozen=True)

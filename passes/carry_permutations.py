@@ -18,15 +18,23 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import fx
 
-from repfx.affine import AffineConv, take
+from repfx.algebra import AffineConv, Ints, form_of, select, take
 from repfx.decline import Decline, Reason
-from repfx.form import form_of
-from repfx.graph import LiftedGraph
-from repfx.incidence import Ints
-from repfx.makers import select
-from repfx.ops import Affine, Alias, Concat, Constant, Input, Normalised, Op, Opaque, Resampling, Sum
-from repfx.protocol import Apply, Expr, Proposal, Ref
-from repfx.regions import applied
+from repfx.graph import (
+    Affine,
+    Alias,
+    Concat,
+    Constant,
+    Input,
+    LiftedGraph,
+    Normalised,
+    Op,
+    Opaque,
+    Resampling,
+    Sum,
+    applied,
+)
+from repfx.rewriting import Apply, Expr, Proposal, Ref
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repfx.affine import AffineConv
+from repfx.algebra import AffineConv
 from repfx.decline import Decline
-from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Op, Sum
-from repfx.protocol import Apply, Proposal
-from repfx.regions import between
+from repfx.graph import Affine, LiftedGraph, Op, Sum, between
+from repfx.rewriting import Apply, Proposal
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repfx.affine import scaled
+from repfx.algebra import add, scaled
 from repfx.decline import Decline
-from repfx.graph import LiftedGraph
-from repfx.ops import Op, Sum
-from repfx.parallel import add
-from repfx.protocol import Add, Apply, Expr, Proposal, Ref
-from repfx.regions import Dominators, between, dominators
+from repfx.graph import Dominators, LiftedGraph, Op, Sum, between, dominators
+from repfx.rewriting import Add, Apply, Expr, Proposal, Ref
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repfx.absorbing import absorbed, map_over
-from repfx.affine import AffineConv, over
+from repfx.algebra import AffineConv, Kind, form_of, over
 from repfx.decline import Decline, Reason
-from repfx.form import Kind, form_of
-from repfx.graph import LiftedGraph
-from repfx.ops import ANY, Affine, Op, Resampling, Resolution, Sum
-from repfx.protocol import Apply, Expr, Proposal, Ref, Through
-from repfx.regions import applied
+from repfx.graph import ANY, Affine, LiftedGraph, Op, Resampling, Resolution, Sum, applied
+from repfx.rewriting import Apply, Expr, Proposal, Ref, Through, absorbed, map_over
 
 _NOT_MORE = (Resolution.LOWER, Resolution.SAME)
 _NOT_FEWER = (Resolution.HIGHER, Resolution.SAME)

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repfx.affine import AffineConv
+from repfx.algebra import AffineConv
 from repfx.decline import Decline
-from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Alias, Op
-from repfx.protocol import Proposal, Ref
+from repfx.graph import Affine, Alias, LiftedGraph, Op
+from repfx.rewriting import Proposal, Ref
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repfx.absorbing import Absorption, absorbed
 from repfx.decline import Decline, Reason
-from repfx.graph import LiftedGraph
-from repfx.ops import Normalised, Op
-from repfx.protocol import Plain, Proposal
+from repfx.graph import LiftedGraph, Normalised, Op
+from repfx.rewriting import Absorption, Plain, Proposal, absorbed
 
 
 @dataclass(frozen=True)

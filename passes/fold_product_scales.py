@@ -4,7 +4,7 @@
     Given:  q, k, v = parts of linear(x); scores = (q * scale) @ k^T        Result: scores = q' @ k^T
 
 with  q', k, v = parts of linear'(x),  where linear' is linear with the rows of q times `scale`.  Between the
-map and the product stand views only (reshapes, transpositions, splits); `repfx.strands` follows the channels
+map and the product stand views only (reshapes, transpositions, splits); `repfx.attention.strands` follows the channels
 through them.  Exact always: a product is linear in each factor.  Declined where those channels, or the
 product before it is scaled, are read elsewhere too.
 """
@@ -17,17 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from repfx.affine import AffineConv
-from repfx.attention import name_of, product_of, scalar_factor
+from repfx.algebra import AffineConv, Ints, pointwise
+from repfx.attention import name_of, product_of, readers_of, scalar_factor, viewed
 from repfx.decline import Decline, Reason
-from repfx.graph import LiftedGraph
-from repfx.incidence import Ints
-from repfx.inplace import is_size
-from repfx.makers import pointwise
-from repfx.ops import ANY, Affine, Op, Sum
-from repfx.protocol import Apply, Proposal, Ref
-from repfx.regions import applied
-from repfx.strands import readers_of, viewed
+from repfx.graph import ANY, Affine, LiftedGraph, Op, Sum, applied, is_size
+from repfx.rewriting import Apply, Proposal, Ref
 
 
 @dataclass(frozen=True)

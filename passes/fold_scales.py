@@ -16,12 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import fx
 
-from repfx.affine import AffineConv, linear_part, restrict, scaled, take
+from repfx.algebra import AffineConv, linear_part, restrict, scaled, take
 from repfx.decline import Decline, Reason
-from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Concat, Op, Opaque, Sum
-from repfx.protocol import Add, Apply, Cat, Expr, Proposal
-from repfx.regions import applied
+from repfx.graph import Affine, Concat, LiftedGraph, Op, Opaque, Sum, applied
+from repfx.rewriting import Add, Apply, Cat, Expr, Proposal
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from passes.fold_scales import scale_of
-from repfx.affine import repeated
+from repfx.algebra import repeated
 from repfx.decline import Decline, Reason
-from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Op, Opaque
-from repfx.protocol import Apply, Proposal, Ref
-from repfx.regions import applied
+from repfx.graph import Affine, LiftedGraph, Op, Opaque, applied
+from repfx.rewriting import Apply, Proposal, Ref
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 
 Exact always: parameters and buffers do not change in a forward (those that do are no constants).  Training the
 result trains the weight itself, not p.  Declined where the objective sees no gain; a weight that depends on the
-input is declined when it is read (`repfx.lifting`).
+input is declined when it is read (`repfx.lifting.table`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repfx.cost import generates_weight
+from repfx.algebra import Kind, form_of
 from repfx.decline import Decline
-from repfx.form import Kind, form_of
-from repfx.graph import LiftedGraph
-from repfx.ops import Affine, Op
-from repfx.protocol import Apply, Proposal
+from repfx.graph import Affine, LiftedGraph, Op
+from repfx.rewriting import Apply, Proposal, generates_weight
 
 
 @dataclass(frozen=True)

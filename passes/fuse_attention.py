@@ -28,18 +28,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from repfx.affine import AffineConv, scaled
-from repfx.attention import Attention, Operand, attention_of, name_of, product_of
+from repfx.algebra import AffineConv, Kind, concat, form_of, identity, scaled, select
+from repfx.attention import Attention, Operand, attention_of, name_of, product_of, selection, viewed
 from repfx.decline import Decline, Reason
-from repfx.form import Kind, form_of
-from repfx.graph import LiftedGraph
-from repfx.lifting.context import argument
-from repfx.makers import identity, select
-from repfx.ops import ANY, Affine, Alias, Concat, Op, Sum
-from repfx.parallel import concat
-from repfx.protocol import Apply, Attend, Expr, Proposal, Ref, Shared
-from repfx.regions import applied, shifted_by, used_outside
-from repfx.strands import selection, viewed
+from repfx.graph import ANY, Affine, Alias, Concat, LiftedGraph, Op, Sum, applied, argument, shifted_by, used_outside
+from repfx.rewriting import Apply, Attend, Expr, Proposal, Ref, Shared
 
 Bias = tuple[tuple[fx.Node, tuple[int, ...]], ...]
 

@@ -15,14 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import fx
 
-from repfx.affine import AffineConv, times
+from repfx.algebra import AffineConv, Kind, concat, form_of, select, times
 from repfx.decline import Decline, Reason
-from repfx.form import Kind, form_of
-from repfx.graph import LiftedGraph
-from repfx.makers import select
-from repfx.ops import ANY, Affine, Op
-from repfx.parallel import concat
-from repfx.protocol import Proposal, Shared
+from repfx.graph import ANY, Affine, LiftedGraph, Op
+from repfx.rewriting import Proposal, Shared
 
 Group = list[tuple[fx.Node, AffineConv]]
 

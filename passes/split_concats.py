@@ -17,14 +17,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repfx.affine import AffineConv, linear_part, restrict
+from repfx.algebra import AffineConv, Kind, form_of, linear_part, restrict, select
 from repfx.decline import Decline, Reason
-from repfx.form import Kind, form_of
-from repfx.graph import LiftedGraph
-from repfx.makers import select
-from repfx.ops import Affine, Concat, Op
-from repfx.protocol import Add, Apply, Expr, Proposal
-from repfx.regions import applied
+from repfx.graph import Affine, Concat, LiftedGraph, Op, applied
+from repfx.rewriting import Add, Apply, Expr, Proposal
 
 
 @dataclass(frozen=True)

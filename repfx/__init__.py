@@ -6,9 +6,10 @@ repfx.verify(model, fused, (x,))         # how far the two differ, and where
 """
 
 from repfx.compiler import explain, key_map, reparameterize, report
-from repfx.decline import Decline, InputError, Reason, TrainingModeError, UserError
-from repfx.equivalence import randomize_statistics, verify
-from repfx.report import Equivalence, Report
+from repfx.decline import Decline, Reason
+from repfx.errors import InputError, TrainingModeError, UserError
+from repfx.reporting import Equivalence, Report
+from repfx.verification import randomize_statistics, verify
 
 __version__ = "0.1.0"
 

@@ -12,21 +12,16 @@ from typing import Any
 
 from torch import nn
 
-from repfx.arguments import Example
-from repfx.aten import is_exported
-from repfx.attributes import carry_attributes
-from repfx.capture import Exclusion, check_mode, unchanged, unwrapped
-from repfx.compilation import Outcome, Plan, Progress, compile_module, on_meta, running
-from repfx.cost import count_operations
-from repfx.decline import Reason, UserError
-from repfx.inputs import Spec
-from repfx.keys import key_map_of
-from repfx.objective import OBJECTIVES, Objective
-from repfx.protocol import Pass
-from repfx.report import Report
+from repfx.capture import Exclusion, check_mode, is_exported, unchanged, unwrapped
+from repfx.decline import Reason
+from repfx.emission import carry_attributes, key_map_of
+from repfx.errors import UserError
+from repfx.pipeline import Outcome, Plan, Progress, compile_module, on_meta, running
+from repfx.reporting import Report
+from repfx.rewriting import OBJECTIVES, Objective, Pass
 from repfx.state import held
-from repfx.surroundings import modes_kept
-from repfx.whole import compare_with_original
+from repfx.tracing import Example, modes_kept
+from repfx.verification import Spec, compare_with_original, count_operations
 
 
 def reparameterize(

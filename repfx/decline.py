@@ -46,19 +46,3 @@ class Decline:
         place = f"{self.subject}: " if self.subject else ""
         remedy = f" ({self.remedy})" if self.remedy else ""
         return f"{place}{self.fact}{remedy}"
-
-
-class UserError(Exception):
-    """A mistake of the caller's: one sentence that names the subject, the fact and the remedy."""
-
-
-class TrainingModeError(UserError):
-    """The model holds batch norms in training mode; folding them would change its meaning."""
-
-
-class InputError(UserError, ValueError):
-    """A compiled module was called with an argument or a size for which it was not compiled."""
-
-
-class MismatchError(Exception):
-    """Our bug: a compiled model is not the original.  It is raised instead of returning that model."""

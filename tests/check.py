@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import repfx
-from repfx.cost import count_operations
+from repfx.verification import count_operations
 from tests import builders, hostile, specs
 
 OBJECTIVES = ("single-branch", "macs")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import repfx
-from repfx.cost import count_operations
 from repfx.decline import Decline, Reason
-from repfx.protocol import Pass
-from repfx.report import OpCounts
+from repfx.reporting import OpCounts
+from repfx.rewriting import Pass
+from repfx.verification import count_operations
 from tests import hostile
 
 EVEN = ((8, 8), (4, 12), (16, 4), (2, 2))

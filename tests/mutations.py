@@ -15,12 +15,15 @@ that is off by 1 % is noticed once per pass.
 from __future__ import annotations
 
 import argparse
+import ast
+import functools
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,748 +64,903 @@ SUITE = (
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: `old`, which occurs exactly once in `file`, becomes `new`."""
+    """One change: in `symbol`, the words `old`, which occur in it exactly once, become `new`.
+
+    A symbol is a function, method, class or table with the name of its file before it: "border.BorderTerm._map".
+    It may move to another folder, and lines may be broken in another way: words are compared, not text.
+    """
 
     name: str
-    file: str
+    symbol: str
     old: str
     new: str
 
     def problem(self, root: Path = ROOT) -> str:
         """Why this mutant cannot be made, or ""."""
-        count = (root / self.file).read_text().count(self.old)
-        return "" if count == 1 else f"{self.file} holds {count} times: {self.old}"
+        places = places_of(self.symbol, str(root))
+        if len(places) != 1:
+            return f"{len(places)} symbols are called {self.symbol}"
+        count = len(self._found(places[0]))
+        return "" if count == 1 else f"{self.symbol} holds {count} times: {self.old}"
+
+    def _found(self, place: Place) -> list[tuple[int, int]]:
+        """From where to where in its file the old words stand."""
+        wanted = [word for word, *_ in words_of(self.old)]
+        there = words_of(place.path.read_text(), place.first, place.last)
+        starts = range(len(there) - len(wanted) + 1)
+        return [
+            (there[i][1], there[i + len(wanted) - 1][2])
+            for i in starts
+            if [word for word, *_ in there[i : i + len(wanted)]] == wanted
+        ]
+
+    def file(self, root: Path = ROOT) -> Path:
+        """Where the symbol is."""
+        return places_of(self.symbol, str(root))[0].path
 
     def apply(self, root: Path) -> None:
         """Change the copy at `root`."""
-        path = root / self.file
-        path.write_text(path.read_text().replace(self.old, self.new))
+        (place,) = places_of(self.symbol, str(root))
+        ((start, end),) = self._found(place)
+        text = place.path.read_text()
+        place.path.write_text(text[:start] + self.new.strip() + text[end:])
+
+
+@dataclass(frozen=True)
+class Place:
+    """A symbol's lines in its file, the first and the last, from one."""
+
+    path: Path
+    first: int
+    last: int
+
+
+@functools.cache
+def places_of(symbol: str, root: str) -> tuple[Place, ...]:
+    """All symbols of this name in the compiler and its passes."""
+    return tuple(_symbols(root).get(symbol, ()))
+
+
+@functools.cache
+def _symbols(root: str) -> dict[str, list[Place]]:
+    found: dict[str, list[Place]] = {}
+    for path in sorted((*Path(root).glob("repfx/**/*.py"), *Path(root).glob("passes/*.py"))):
+        for name, node in _named_in(ast.parse(path.read_text())):
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+            assert node.end_lineno is not None
+            found.setdefault(f"{path.stem}.{name}", []).append(Place(path, first, node.end_lineno))
+    return found
+
+
+def _named_in(tree: ast.Module | ast.ClassDef) -> Iterator[tuple[str, ast.stmt]]:
+    for node in tree.body:
+        match node:
+            case ast.ClassDef(name=name):
+                yield name, node
+                yield from ((f"{name}.{inner}", part) for inner, part in _named_in(node))
+            case ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                yield name, node
+            case ast.Assign(targets=targets):
+                yield from ((target.id, node) for target in targets if isinstance(target, ast.Name))
+
+
+WORD = re.compile(
+    r"""#[^\n]*|[rbfu]*"{3}.*?"{3}|[rbfu]*"(?:\\.|[^"\\\n])*"|[rbfu]*'(?:\\.|[^'\\\n])*'|\w+|[^\w\s]""", re.DOTALL
+)
+
+
+def words_of(text: str, first: int = 1, last: int | None = None) -> list[tuple[str, int, int]]:
+    """(word, start, end) of what Python reads in these lines, comments and commas before a bracket left out."""
+    lines = text.splitlines(keepends=True)
+    start = sum(map(len, lines[: first - 1]))
+    end = sum(map(len, lines[:last]))
+    found = [(m[0], m.start(), m.end()) for m in WORD.finditer(text, start, end) if not m[0].startswith("#")]
+    closes = [word for word, *_ in found[1:]]
+    return [item for item, after in zip(found, [*closes, ""]) if not (item[0] == "," and after in {")", "]", "}"})]
 
 
 MUTANTS = (
-    # --- repfx/values.py
+    # --- repfx/algebra/values.py
     Mutant(
         "kernel-flipped",
-        "repfx/kernels.py",
+        "kernels.mixed",
         "outer[trailing(tap)]",
         "outer[trailing(n - 1 - t for t, n in zip(tap, k2))]",
     ),
-    Mutant("outer-taps-not-spread", "repfx/kernels.py", "slice(t, t + (k - 1) * s + 1, s)", "slice(t, t + k)"),
+    Mutant("outer-taps-not-spread", "kernels.mixed", "slice(t, t + (k - 1) * s + 1, s)", "slice(t, t + k)"),
     Mutant(
         "scale-not-multiplied",
-        "repfx/kernels.py",
+        "kernels.composed",
         "return _spread(_picked(inner.planes, reads) * scale, out.width)",
         "return _spread(_picked(inner.planes, reads), out.width)",
     ),
     Mutant(
         "dilation-not-written-out",
-        "repfx/values.py",
+        "values.dilated",
         "slice(None, None, d) for d in dilation",
         "slice(0, k) for k in kernel.shape[lead:]",
     ),
-    # --- repfx/serial.py
+    # --- repfx/algebra/serial.py
     Mutant(
         "pad-by-one",
-        "repfx/serial.py",
+        "serial._composed",
         "before=tuple(b1 + s * b2 for b1, s, b2 in zip(inner.before, stride, outer.before)),",
         "before=tuple(b1 + s * b2 + (b2 > 0) for b1, s, b2 in zip(inner.before, stride, outer.before)),",
     ),
     Mutant(
         "frame-guard-before-dropped",
-        "repfx/serial.py",
+        "serial._refusal",
         "touches_before = outer.before[axis] > 0 and kernel - 1 - before >= stride",
         "touches_before = False",
     ),
     Mutant(
         "frame-guard-after-at-one-size-only",
-        "repfx/serial.py",
+        "serial._refusal",
         "first_outside = inner.extent[axis] - max(_remainders(",
         "first_outside = inner.extent[axis] - min(_remainders(",
     ),
     Mutant(
         "other-padding-modes-compose-freely",
-        "repfx/serial.py",
+        "serial._refusal",
         "        return _extended_otherwise(outer, inner)",
         "        return None",
     ),
     Mutant(
         "inner-bias-seen-through-the-mean",
-        "repfx/serial.py",
+        "serial._summed",
         "kernel.sum(done, keepdim=True)",
         "kernel.mean(done, keepdim=True)",
     ),
     Mutant(
         "inner-bias-is-a-plain-bias",
-        "repfx/serial.py",
+        "serial._constants",
         "free = [constant.free[axis] and not padded[axis] for axis in axes]",
         "free = [constant.free[axis] for axis in axes]",
     ),
     Mutant(
         "border-on-the-wrong-grid",
-        "repfx/serial.py",
+        "serial._on_input_grid",
         "before[axis] = border.before[axis] * stride - tap",
         "before[axis] = border.before[axis] - tap",
     ),
     # --- spellings, transposed convolutions
     Mutant(
         "lerp-the-other-way",
-        "repfx/lifting/arithmetic.py",
+        "arithmetic._interpolated",
         "return Sum(((a, 1.0 - float(w)), (b, float(w))))",
         "return Sum(((a, float(w)), (b, 1.0 - float(w))))",
     ),
     Mutant(
         "matrix-read-by-rows",
-        "repfx/lifting/contractions.py",
+        "contractions._product",
         "lambda: read().t(), (shape[1], shape[0]), None, 0, context)",
         "lambda: read().reshape(shape[1], shape[0]), (shape[1], shape[0]), None, 0, context)",
     ),
     Mutant(
         "addmm-forgets-beta",
-        "repfx/lifting/contractions.py",
+        "contractions._added",
         "shift().reshape(-1) * beta",
         "shift().reshape(-1)",
     ),
     Mutant(
         "addcmul-forgets-its-value",
-        "repfx/spelling.py",
+        "spelling._product",
         '{"alpha": value}',
         '{"alpha": 1}',
     ),
     Mutant(
         "scale-of-a-value-it-only-looks-through",
-        "passes/fold_scales.py",
+        "fold_scales._forward",
         "op.axes != map_.axes or op.source is not node:",
         "op.axes != map_.axes:",
     ),
     Mutant(
         "transposed-kernel-not-flipped",
-        "repfx/makers.py",
+        "constructors.from_transposed",
         "reshape(outputs, inputs // groups, *taps).flip(flipped)",
         "reshape(outputs, inputs // groups, *taps)",
     ),
     Mutant(
         "output-padding-lost",
-        "repfx/makers.py",
+        "constructors.from_transposed",
         "2 * b + more - k for b, more, k",
         "2 * b + 0 * more - k for b, more, k",
     ),
     Mutant(
         "shuffled-scale-repeated-in-blocks",
-        "repfx/affine.py",
+        "affine.repeated",
         "Values(v.planes.repeat_interleave(times, 0), v.bias.repeat_interleave(times, 0))",
         "Values(v.planes.repeat_interleave(times, 0), v.bias.repeat(times))",
     ),
     Mutant(
         "transposed-and-wound-around",
-        "repfx/parallel.py",
+        "parallel.executable",
         "if map_.padding_mode != ZEROS:",
         "if False and map_.padding_mode != ZEROS:",
     ),
     Mutant(
         "circular-of-any-size",
-        "repfx/serial.py",
+        "serial._extended_otherwise",
         "keeps_size = inner.stride[axis] == 1 and inner.extent[axis] == -1",
         "keeps_size = inner.stride[axis] == 1",
     ),
     Mutant(
         "plane-one-pixel-short",
-        "repfx/serial.py",
+        "serial._plane",
         "length = min(max(0, least), most)",
         "length = min(max(0, least - 1), most)",
     ),
     Mutant(
         "border-window-on-a-short-plane",
-        "repfx/serial.py",
+        "serial._refusal",
         "first_outside < before + longer",
         "first_outside < before",
     ),
     Mutant(
         "shift-before-a-transposed-convolution",
-        "repfx/serial.py",
+        "serial._refusal",
         "if outer.is_zoomed and (inner.biased or inner.borders):",
         "if outer.is_zoomed and inner.borders:",
     ),
-    # --- repfx/parallel.py
+    # --- repfx/algebra/parallel.py
     Mutant(
         "planes-of-any-size-unite",
-        "repfx/parallel.py",
+        "parallel.united",
         "groups.setdefault((border.free, border.longer), [])",
         "groups.setdefault((border.free, (0,) * len(border.free)), [])",
     ),
     Mutant(
         "different-zooms-add",
-        "repfx/parallel.py",
+        "parallel._clash",
         "if part.zoom != first.zoom:",
         "if False and part.zoom != first.zoom:",
     ),
     Mutant(
         "sum-sign",
-        "repfx/parallel.py",
+        "parallel._accumulate",
         "        into.add_(own)",
         "        into.sub_(own)",
     ),
     Mutant(
         "sum-forgets-biases",
-        "repfx/parallel.py",
+        "parallel.add",
         "total([v.bias for v in values])",
         "values[0].bias",
     ),
     Mutant(
         "branch-one-tap-off",
-        "repfx/parallel.py",
+        "parallel._common",
         "tuple(slice(b - p, b - p + k) for b, p, k in zip(before, part.before, part.kernel)) for part in parts",
         "tuple(slice(0, k) for b, p, k in zip(before, part.before, part.kernel)) for part in parts",
     ),
-    Mutant("sizes-need-not-agree", "repfx/parallel.py", "if part.extent != first.extent:", "if False:"),
-    Mutant("strides-need-not-agree", "repfx/parallel.py", "if part.stride != first.stride:", "if False:"),
-    Mutant("padding-modes-mix", "repfx/parallel.py", "    if len(modes) > 1:", "    if False:"),
+    Mutant("sizes-need-not-agree", "parallel._clash", "if part.extent != first.extent:", "if False:"),
+    Mutant("strides-need-not-agree", "parallel._clash", "if part.stride != first.stride:", "if False:"),
+    Mutant("padding-modes-mix", "parallel._clash", "    if len(modes) > 1:", "    if False:"),
     Mutant(
         "broadcast-channels-added",
-        "repfx/parallel.py",
+        "parallel.add",
         "    if len(counts) > 1:",
         "    if False:",
     ),
-    # --- repfx/affine.py, repfx/makers.py
+    # --- repfx/algebra/affine.py, repfx/algebra/constructors.py
     Mutant(
         "slice-from-the-top",
-        "repfx/affine.py",
+        "affine.take",
         "taken(v.given, outputs, incidence.width),",
         "v.planes[: len(outputs), : incidence.width],",
     ),
     Mutant(
         "factor-misses-the-bias",
-        "repfx/affine.py",
+        "affine.scaled",
         "Values(planes, v.bias * factor,",
         "Values(planes, v.bias,",
     ),
     Mutant(
         "pool-ignores-its-divisor",
-        "repfx/makers.py",
+        "constructors.pool_average",
         "value = 1.0 / (divisor or prod(kernel))",
         "value = 1.0 / prod(kernel)",
     ),
-    # --- repfx/form.py, repfx/emission.py, repfx/modules.py
+    # --- repfx/algebra/form.py, repfx/emission/modules.py, repfx/layers/
     Mutant(
         "bias-by-1-percent",
-        "repfx/emission.py",
+        "modules._filled",
         '_cast(bias, target, path, "bias")',
         '_cast(bias * 1.01, target, path, "bias")',
     ),
     Mutant(
         "weight-by-1-percent",
-        "repfx/emission.py",
+        "modules._filled",
         '_cast(weight, target, path, "weight")',
         '_cast(weight * 1.01, target, path, "weight")',
     ),
     Mutant(
         "wrong-group",
-        "repfx/emission.py",
+        "modules._grouped_weight",
         "local = np.where(rows < 0, -1, local % width)",
         "local = np.where(rows < 0, -1, (local + 1) % width)",
     ),
     Mutant(
-        "wrong-permutation-direction", "repfx/emission.py", "else np.argsort(form.order)", "else np.asarray(form.order)"
+        "wrong-permutation-direction",
+        "modules._convolution",
+        "else np.argsort(form.order)",
+        "else np.asarray(form.order)",
     ),
     Mutant(
         "border-term-dropped",
-        "repfx/modules.py",
+        "convolution.Extended.forward",
         "            y = y + border(sizes, y.shape[2:])",
         "            y = y + 0 * border(sizes, y.shape[2:])",
     ),
-    Mutant("border-one-pixel-large", "repfx/modules.py", "(places < size)", "(places <= size)"),
+    Mutant("border-one-pixel-large", "border.BorderTerm._map", "(places < size)", "(places <= size)"),
     Mutant(
         "border-as-large-as-the-input",
-        "repfx/modules.py",
+        "border.BorderTerm._map",
         "self.longer[axis] if self.longer else 0",
         "0 if self.longer else 0",
     ),
-    Mutant("border-forgets-the-stride", "repfx/modules.py", "[:, None] * self.stride[axis]", "[:, None]"),
+    Mutant("border-forgets-the-stride", "border.BorderTerm._map", "[:, None] * self.stride[axis]", "[:, None]"),
     Mutant(
         "border-map-kept-too-long",
-        "repfx/modules.py",
+        "border.BorderTerm.forward",
         "if self._last is None or self._last[0] != key or not _holds(self._last[1], weight):",
         "if self._last is None:",
     ),
     # --- repfx/lifting
     Mutant(
         "norm-without-eps",
-        "repfx/makers.py",
+        "constructors.normalising",
         "torch.rsqrt(variance().double() + eps)",
         "torch.rsqrt(variance().double())",
     ),
     Mutant(
         "norm-mean-sign",
-        "repfx/makers.py",
+        "constructors.normalising",
         "shift = -mean().double() * scale",
         "shift = mean().double() * scale",
     ),
     Mutant(
         "batch-statistics-folded",
-        "repfx/lifting/norms.py",
+        "norms._batch_norm_function",
         "    if training is not False or not isinstance(eps, float | int):",
         "    if False:",
     ),
     Mutant(
         "same-padding-on-the-other-side",
-        "repfx/lifting/convolutions.py",
+        "convolutions._same_padding",
         "return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)",
         "return tuple(t - t // 2 for t in total), tuple(t // 2 for t in total)",
     ),
-    Mutant("clipped-pool-is-a-conv", "repfx/lifting/convolutions.py", "    if ceil:\n", "    if False:\n"),
+    Mutant("clipped-pool-is-a-conv", "convolutions._pool", "    if ceil:\n", "    if False:\n"),
     Mutant(
         "uncounted-padding-is-a-conv",
-        "repfx/lifting/convolutions.py",
+        "convolutions._pool",
         "    if not count and any(pads):",
         "    if False:",
     ),
     Mutant(
         "minus-is-plus",
-        "repfx/lifting/arithmetic.py",
+        "arithmetic._sub",
         "_sub: Rule = lambda node, context: _sum(node, context, -1.0)",
         "_sub: Rule = lambda node, context: _sum(node, context, 1.0)",
     ),
-    Mutant("mean-is-sum", "repfx/lifting/arithmetic.py", "weight = 1.0 / len(values) if mean else 1.0", "weight = 1.0"),
+    Mutant("mean-is-sum", "arithmetic._reduced", "weight = 1.0 / len(values) if mean else 1.0", "weight = 1.0"),
     Mutant(
         "clipped-padding-sums-to-one",
-        "repfx/lifting/convolutions.py",
+        "convolutions._pool",
         "if divisor is not None or (count and any(pads)):",
         "if divisor is not None:",
     ),
-    # --- repfx/lifting/resampling.py, repfx/absorbing.py
+    # --- repfx/lifting/resampling.py, repfx/rewriting/propagation.py
     Mutant(
         "one-pixel-by-the-example",
-        "repfx/lifting/resampling.py",
+        "resampling._one_pixel",
         "    shape = context.structure.of(source)\n    return shape is not None and len(shape) > 2",
         "    shape = context.shapes.of(source)\n    return shape is not None and len(shape) > 2",
     ),
     Mutant(
         "mean-over-channels-is-a-resampling",
-        "repfx/lifting/resampling.py",
+        "resampling._reduced",
         "if 1 not in gone and rank > 2:",
         "if rank > 2:",
     ),
     Mutant(
         "any-batch-is-the-batch",
-        "repfx/lifting/resampling.py",
+        "resampling._keeps",
         "return any(value in same for value in batches(read[0], context.root, context.whole))",
         "return True",
     ),
     Mutant(
         "resampled-value-is-the-old-one",
-        "repfx/building.py",
+        "builder.Builder._resampled",
         "lambda n: value if n is op.source else n",
         "lambda n: n",
     ),
     Mutant(
         "readers-after-a-resampling-take-nothing",
-        "repfx/absorbing.py",
+        "propagation.absorbed",
         "merged = applied(outer, over(map_, seen))",
         "merged = outer if seen != axes else applied(outer, over(map_, seen))",
     ),
     Mutant(
         "views-that-name-channels-move",
-        "repfx/ops.py",
+        "ops.Resampling.passes",
         "return not self.pinned or map_.in_channels == map_.out_channels",
         "return True",
     ),
-    Mutant("norm-keeps-its-scale-too", "repfx/building.py", "function, arguments = op.plain", "return node"),
-    # --- repfx/regions.py, repfx/rewriting.py, repfx/constants.py
+    Mutant("norm-keeps-its-scale-too", "builder.Builder._normalised", "function, arguments = op.plain", "return node"),
+    # --- repfx/graph/regions.py, repfx/rewriting/engine.py, repfx/graph/constants.py
     Mutant(
         "factors-of-a-sum-ignored",
-        "repfx/regions.py",
+        "regions._step",
         "parts = [maps[t] if factor == 1.0 else scaled(maps[t], factor) for t, factor in terms]",
         "parts = [maps[t] for t, factor in terms]",
     ),
-    Mutant("used-outside-ignored", "repfx/rewriting.py", "    if leak is not None:", "    if False:"),
+    Mutant("used-outside-ignored", "engine.Engine._refusal", "    if leak is not None:", "    if False:"),
     Mutant(
         "islands-looked-into",
-        "repfx/lifting/__init__.py",
+        "table.lift",
         "if str(node.target) in context.whole:",
         "if False:",
     ),
-    # --- repfx/arguments.py, repfx/tracing.py, repfx/questions.py, repfx/capture.py
+    # --- repfx/tracing/signature.py, repfx/tracing/tracer.py, repfx/tracing/proxy_queries.py, repfx/capture/trace.py
     Mutant(
         "arguments-not-checked",
-        "repfx/modules.py",
+        "guards.ArgumentGuard.forward",
         "if not nothing and not _matches(given[name], wanted):",
         "if False:",
     ),
-    Mutant("sizes-not-checked", "repfx/modules.py", "if found != self.wanted:", "if False:"),
-    Mutant("caller-may-pass-none", "repfx/arguments.py", "passed is not None and passed.gives(index, name)", "False"),
-    # --- what a trace believes
-    Mutant("one-world", "repfx/worlds.py", "_once(model, kept, _with_gradients(make), None)", "first"),
+    Mutant("sizes-not-checked", "guards.SizeGuard.forward", "if found != self.wanted:", "if False:"),
     Mutant(
-        "no-other-autocast", "repfx/surroundings.py", "for device in _DEVICES if self.gradients", "for device in ()"
+        "caller-may-pass-none",
+        "signature.templates",
+        "passed is not None and passed.gives(index, name)",
+        "False",
     ),
-    Mutant("what-is-left-is-not-looked-at", "repfx/worlds.py", "if not changed and not kept", "if True or not kept"),
-    Mutant("draws-unseen", "repfx/worlds.py", "kept.drew() or not same_generators(before, generators())", "False"),
+    # --- what a trace believes
+    Mutant("one-world", "worlds.traced", "_once(model, kept, _with_gradients(make), None)", "first"),
+    Mutant(
+        "no-other-autocast",
+        "surroundings.WorldTracer.trace",
+        "for device in _DEVICES if self.gradients",
+        "for device in ()",
+    ),
+    Mutant(
+        "what-is-left-is-not-looked-at", "worlds._left_behind", "if not changed and not kept", "if True or not kept"
+    ),
+    Mutant("draws-unseen", "worlds._once", "kept.drew() or not same_generators(before, generators())", "False"),
     Mutant(
         "seeds-unseen",
-        "repfx/surroundings.py",
+        "surroundings.WorldTracer.create_node",
         "if draws(node) and not same_generators",
         "if False and not same_generators",
     ),
     Mutant(
-        "eager-draws-unseen", "repfx/surroundings.py", "if torch.Tag.nondeterministic_seeded in func.tags:", "if False:"
+        "eager-draws-unseen",
+        "surroundings._Watch.__torch_dispatch__",
+        "if torch.Tag.nondeterministic_seeded in func.tags:",
+        "if False:",
     ),
-    Mutant("writes-outside-unseen", "repfx/surroundings.py", "_memory(value) not in self._made:", "False:"),
-    Mutant("weights-read-past-the-trace", "repfx/surroundings.py", "_memory(t) in self._held for t", "False for t"),
     Mutant(
-        "values-left-in-caches", "repfx/worlds.py", "kept_by_others = take_back(tracer.made)", "kept_by_others = []"
+        "writes-outside-unseen", "surroundings._Watch._check_written", "_memory(value) not in self._made:", "False:"
+    ),
+    Mutant(
+        "weights-read-past-the-trace",
+        "surroundings._Watch._check_read",
+        "_memory(t) in self._held for t",
+        "False for t",
+    ),
+    Mutant(
+        "values-left-in-caches",
+        "worlds._once",
+        "kept_by_others = take_back(tracer.made)",
+        "kept_by_others = []",
     ),
     Mutant(
         "caches-without-a-size",
-        "repfx/state.py",
+        "side_effects.depends_on_values",
         "and name in _SIZES:\n            return True",
         "and name in ():\n            return True",
     ),
     Mutant(
         "shared-variables-not-put-back",
-        "repfx/reach.py",
+        "reach.Reach.restore",
         "is not value and value is not _MISSING:",
         "is not value and False:",
     ),
     Mutant(
         "unknown-is-readable",
-        "repfx/unread.py",
+        "unread.Unread.hide",
         "for table, key, _, stand_in in self._hidden:",
         "for table, key, _, stand_in in []:",
     ),
-    Mutant("changes-islands-read-unseen", "repfx/unread.py", "return self._read[path].differs()", "return False"),
-    Mutant("altered-layers-are-leaves", "repfx/tracing.py", "return not altered and not", "return not"),
     Mutant(
-        "lists-given-to-islands", "repfx/unread.py", "    if not written.containers:\n        return\n", "    return\n"
+        "changes-islands-read-unseen",
+        "unread.Unread.sees_a_change",
+        "return self._read[path].differs()",
+        "return False",
+    ),
+    Mutant("altered-layers-are-leaves", "tracer.Tracer.is_leaf_module", "return not altered and not", "return not"),
+    Mutant(
+        "lists-given-to-islands",
+        "unread.spoil",
+        "    if not written.containers:\n        return\n",
+        "    return\n",
     ),
     Mutant(
         "none-of-islands-unseen",
-        "repfx/tracing.py",
+        "tracer.Tracer.call_module",
         "if unread and may_return_none(m)",
         "if False and may_return_none(m)",
     ),
     Mutant(
         "copies-reach-the-original",
-        "repfx/state.py",
+        "side_effects._rebound",
         "_rebound(memo.get(id(one), one), memo) for one in held",
         "_rebound(one, memo) for one in held",
     ),
     Mutant(
         "torchs-hooks-by-name",
-        "repfx/capture.py",
+        "trace._has_hooks",
         "type(hook) in NORMALISING",
         "type(hook).__name__ in ('WeightNorm', 'SpectralNorm')",
     ),
-    Mutant("parts-of-itself-handed-on", "repfx/islands.py", "if any(_hands_itself_on(function)", "if any(False"),
+    Mutant("parts-of-itself-handed-on", "islands._uses", "if any(_hands_itself_on(function)", "if any(False"),
     Mutant(
         "dead-calls-of-islands",
-        "repfx/dead.py",
+        "dead_code.has_effect",
         '("aliased", "overwrites", "unread", "guard")',
         '("aliased", "overwrites", "guard")',
     ),
-    Mutant("dead-draws", "repfx/dead.py", "or draws(node)\n", "\n"),
+    Mutant("dead-draws", "dead_code.has_effect", "or draws(node)\n", "\n"),
     Mutant(
         "masks-joined-in-place",
-        "repfx/inplace.py",
+        "in_place._mutated",
         'return first if name in _OVERWRITING or name == "setitem" else None',
         "return first",
     ),
     Mutant(
-        "initialisers-write-nothing", "repfx/inplace.py", '_FIRST = ("input", "tensor", "self")', '_FIRST = ("input",)'
+        "initialisers-write-nothing",
+        "in_place._FIRST",
+        '_FIRST = ("input", "tensor", "self")',
+        '_FIRST = ("input",)',
     ),
     Mutant(
         "lists-written-unseen",
-        "repfx/inplace.py",
+        "in_place._listed",
         "return [value for value in first if isinstance(value, fx.Node)]",
         "return []",
     ),
     Mutant(
-        "later-views-only", "repfx/inplace.py", "if position[m] < position[node]]", "if position[m] > position[node]]"
+        "later-views-only",
+        "in_place._rewrite",
+        "if position[m] < position[node]]",
+        "if position[m] > position[node]]",
     ),
-    Mutant("indices-of-a-pool", "repfx/questions.py", "if node.target is torch.adaptive_max_pool1d:", "if False:"),
+    Mutant(
+        "indices-of-a-pool",
+        "proxy_queries._of_function",
+        "if node.target is torch.adaptive_max_pool1d:",
+        "if False:",
+    ),
     Mutant(
         "identity-of-a-dtype",
-        "repfx/traced.py",
+        "traced_values.TracedTensor._attribute",
         "if name in _OBJECTS and compared_by_identity",
         "if False and compared_by_identity",
     ),
     Mutant(
         "infinities-skipped",
-        "repfx/equivalence.py",
+        "equivalence._Difference._compare_tensors",
         "unlike = odd & ~same & (usual if ours else True)",
         "unlike = odd & False",
     ),
-    Mutant("nothing-is-equal", "repfx/report.py", "return self.tensors > 0 and", "return"),
-    Mutant("mismatches-returned", "repfx/whole.py", "        if not equivalence.equal:", "        if False:"),
+    Mutant("nothing-is-equal", "record.Equivalence.equal", "return self.tensors > 0 and", "return"),
+    Mutant("mismatches-returned", "whole._judged", "        if not equivalence.equal:", "        if False:"),
     Mutant(
         "detach-is-nothing",
-        "repfx/lifting/rearranging.py",
+        "rearranging._IDENTITY_METHODS",
         '("contiguous", "clone")',
         '("contiguous", "clone", "detach")',
     ),
-    Mutant("sharing-forgotten", "repfx/sharing.py", "                found[node] = same", "                pass"),
+    Mutant("sharing-forgotten", "sharing._shared_among", "                found[node] = same", "                pass"),
     Mutant(
-        "stored-twice", "repfx/compilation.py", "if after.parameters <= done.before.parameters or not more:", "if True:"
+        "stored-twice",
+        "compilation._rewrite",
+        "if after.parameters <= done.before.parameters or not more:",
+        "if True:",
     ),
-    Mutant("caught-errors-are-passed", "repfx/worlds.py", "if tracer.refusal is not None:", "if False:"),
+    Mutant("caught-errors-are-passed", "worlds._once", "if tracer.refusal is not None:", "if False:"),
     Mutant(
         "checks-in-a-try-are-passed",
-        "repfx/introspection.py",
+        "introspection.may_be_caught",
         "return any(_may_catch(outer) for",
         "return any(False for",
     ),
-    Mutant("types-are-guessed", "repfx/questions.py", "Tensor if plain and not several else None", "Tensor"),
+    Mutant("types-are-guessed", "proxy_queries._of_module", "Tensor if plain and not several else None", "Tensor"),
     # --- what reading a network means: rearranging, reshaping, padding, memory, state
     Mutant(
         "part-starts-one-early",
-        "repfx/lifting/rearranging.py",
+        "rearranging._part_of_split",
         "    start = sum(sizes[:index])\n",
         "    start = max(0, sum(sizes[:index]) - 1)\n",
     ),
     Mutant(
         "shuffle-of-the-other-group-count",
-        "repfx/lifting/rearranging.py",
+        "rearranging._shuffled",
         "np.arange(total).reshape(groups, -1).T.reshape(-1)",
         "np.arange(total).reshape(-1, groups).T.reshape(-1)",
     ),
     Mutant(
         "flip-rolls-by-one",
-        "repfx/lifting/rearranging.py",
+        "rearranging._flip",
         "np.arange(total)[::-1].copy()",
         "np.roll(np.arange(total)[::-1], 1)",
     ),
     Mutant(
         "crop-by-one",
-        "repfx/lifting/rearranging.py",
+        "rearranging._cropped",
         "extents.append((stop or 0) - start - 1)",
         "extents.append((stop or 0) - start)",
     ),
     Mutant(
         "example-sizes-are-facts",
-        "repfx/lifting/rearranging.py",
+        "rearranging.selected",
         "    if not given and context.sure is not None and context.sure.size(source, dim) != total:",
         "    if False:",
     ),
     Mutant(
         "stack-not-interleaved",
-        "repfx/lifting/reshaping.py",
+        "reshaping._stack_table",
         "table if dim == 1 else table.T",
         "table if dim == 2 else table.T",
     ),
     Mutant(
         "reshape-to-any-size",
-        "repfx/lifting/reshaping.py",
+        "reshaping._merges",
         "    return known_size(sizes[1], context) != -1 and _forced(spatial, first, context)",
         "    return True",
     ),
-    Mutant("frame-of-any-sides", "repfx/lifting/assigning.py", "    return found == wanted", "    return bool(found)"),
+    Mutant(
+        "frame-of-any-sides",
+        "slice_assignment._is_frame",
+        "    return found == wanted",
+        "    return bool(found)",
+    ),
     Mutant(
         "pad-value-inside-too",
-        "repfx/makers.py",
+        "constructors.pad_values",
         "(-bias.reshape(channels, *(1,) * axes),)",
         "(0 * bias.reshape(channels, *(1,) * axes),)",
     ),
     Mutant(
         "pad-sides-swapped",
-        "repfx/lifting/convolutions.py",
+        "convolutions._padded",
         "    before = tuple(reversed(numbers[0::2]))\n    after = tuple(reversed(numbers[1::2]))",
         "    before = tuple(reversed(numbers[1::2]))\n    after = tuple(reversed(numbers[0::2]))",
     ),
     Mutant(
         "one-pixel-pool-is-nothing",
-        "repfx/lifting/convolutions.py",
+        "convolutions._pool",
         "    if one_pixel and divisor in (None, 1):",
         "    if one_pixel:",
     ),
-    Mutant("dtypes-mix", "repfx/lifting/__init__.py", "    if foreign is not None:", "    if False:"),
+    Mutant("dtypes-mix", "table.lift", "    if foreign is not None:", "    if False:"),
     Mutant(
         "bounds-are-one-number",
-        "repfx/lifting/arithmetic.py",
+        "arithmetic._elementwise",
         "    if not isinstance(source, fx.Node) or len(node.all_input_nodes) > 1:",
         "    if not isinstance(source, fx.Node):",
     ),
     Mutant(
         "instance-norm-weights-ignored",
-        "repfx/lifting/norms.py",
+        "norms._instance_norm",
         "same = module.weight is None and isinstance(source, fx.Node)",
         "same = isinstance(source, fx.Node)",
     ),
     Mutant(
         "lasting-memory-overwritten-freely",
-        "repfx/inplace.py",
+        "in_place._rewrite",
         'kept = any(m.op in ("placeholder", "get_attr") for m in family)',
         "kept = False",
     ),
-    Mutant("views-share-no-memory", "repfx/inplace.py", "    return _name(node) in _VIEWS\n", "    return False\n"),
-    Mutant("getattr-views-share-no-memory", "repfx/inplace.py", "return node.args[1] not in _FACTS", "return False"),
-    Mutant("written-constants-folded", "repfx/constants.py", 'return not node.meta.get("aliased")', "return True"),
-    Mutant("rounded-weights-in-float64", "repfx/constants.py", "jumps = self._jumps(node)", "jumps = False"),
+    Mutant("views-share-no-memory", "in_place._is_view", "    return _name(node) in _VIEWS\n", "    return False\n"),
+    Mutant(
+        "getattr-views-share-no-memory",
+        "in_place._is_view",
+        "return node.args[1] not in _FACTS",
+        "return False",
+    ),
+    Mutant(
+        "written-constants-folded", "constants.Constants._decide", 'return not node.meta.get("aliased")', "return True"
+    ),
+    Mutant("rounded-weights-in-float64", "constants.Constants.value", "jumps = self._jumps(node)", "jumps = False"),
     Mutant(
         "islands-overwrite-nothing",
-        "repfx/rewriting.py",
+        "engine._moves_past_an_overwriter",
         'return any(first < call < last for call in value.meta.get("overwriters", ()))',
         "return False",
     ),
     Mutant(
         "clones-protect-nothing",
-        "repfx/rewriting.py",
+        "engine._moves_past_an_overwriter",
         'any(node.meta.get("overwriters") for node in interior)',
         "False",
     ),
     Mutant(
         "noise-is-a-constant",
-        "repfx/surroundings.py",
+        "surroundings._Watch.__torch_dispatch__",
         "        if torch.Tag.nondeterministic_seeded in func.tags:",
         "        if False:",
     ),
-    Mutant("attributes-stay-written", "repfx/state.py", "        if not self.touched():\n", "        if True:\n"),
+    Mutant(
+        "attributes-stay-written",
+        "side_effects.Kept.restore",
+        "        if not self.touched():\n",
+        "        if True:\n",
+    ),
     Mutant(
         "parameters-by-their-old-names",
-        "repfx/recording.py",
+        "recording.RecordingTracer._name_of",
         "if name is None or _registered(self.root, name) is not tensor:",
         "if name is None:",
     ),
-    Mutant("modes-unseen", "repfx/surroundings.py", "        if current_modes() != self._modes:", "        if False:"),
-    Mutant("state-unseen", "repfx/worlds.py", "if not changed and not kept.changed_outside():", "if True:"),
-    Mutant("keywords-of-numpy-unseen", "repfx/keywords.py", "not _NAMES.keys().isdisjoint(node.kwargs)", "False"),
-    # --- repfx/alike.py, repfx/repeating.py
-    Mutant("given-facts-unseen", "repfx/alike.py", "same.setdefault(facts, [])", "same.setdefault((), [])"),
-    Mutant("escapes-unseen", "repfx/alike.py", "escaping.tobytes())", "b'')"),
-    Mutant("index-numbers-unseen", "repfx/alike.py", "or not value.is_floating_point():", "or False:"),
-    Mutant("hooks-unseen-in-blocks", "repfx/alike.py", "any(getattr(module, name) for name in _HOOKS)", "False"),
-    Mutant("repeats-the-first-weights", "repfx/repeating.py", "self._other(origin.node)\n", "origin.node\n"),
-    Mutant("repeats-own-numbers", "repfx/repeating.py", "if top.own:", "if False:"),
+    Mutant(
+        "modes-unseen",
+        "surroundings.WorldTracer.create_node",
+        "        if current_modes() != self._modes:",
+        "        if False:",
+    ),
+    Mutant("state-unseen", "worlds._left_behind", "if not changed and not kept.changed_outside():", "if True:"),
+    Mutant("keywords-of-numpy-unseen", "keywords.own_keywords", "not _NAMES.keys().isdisjoint(node.kwargs)", "False"),
+    # --- repfx/rewriting/isomorphism.py, repfx/rewriting/replication.py
+    Mutant("given-facts-unseen", "isomorphism.alike", "same.setdefault(facts, [])", "same.setdefault((), [])"),
+    Mutant("escapes-unseen", "isomorphism.alike", "escaping.tobytes())", "b'')"),
+    Mutant("index-numbers-unseen", "isomorphism._Describer._node", "or not value.is_floating_point():", "or False:"),
+    Mutant(
+        "hooks-unseen-in-blocks",
+        "isomorphism._module",
+        "any(getattr(module, name) for name in _HOOKS)",
+        "False",
+    ),
+    Mutant("repeats-the-first-weights", "replication.Repetition._built", "self._other(origin.node)\n", "origin.node\n"),
+    Mutant("repeats-own-numbers", "replication.Repetition._map", "if top.own:", "if False:"),
     Mutant(
         "blocks-decide-by-others",
-        "repfx/rewriting.py",
+        "engine.Engine._strays",
         "return any(home.get(other) != home.get(node) for other in looked_at)",
         "return False",
     ),
-    Mutant("own-calls-unseen", "repfx/tracing.py", "        if has_own_call(m):", "        if False:"),
+    Mutant("own-calls-unseen", "tracer.Tracer.call_module", "        if has_own_call(m):", "        if False:"),
     Mutant(
-        "inner-methods-unseen", "repfx/tracing.py", '("forward", "_conv_forward", "_output_padding")', '("forward",)'
+        "inner-methods-unseen",
+        "tracer.COMPUTING",
+        '("forward", "_conv_forward", "_output_padding")',
+        '("forward",)',
     ),
-    Mutant("written-containers-unseen", "repfx/state.py", "or _holds(held[path], written)", "or False"),
-    Mutant("rebuilt-parts-unseen", "repfx/worlds.py", "    if rebuilt:\n", "    if False:\n"),
+    Mutant("written-containers-unseen", "side_effects.Kept.changed", "or _holds(held[path], written)", "or False"),
+    Mutant("rebuilt-parts-unseen", "worlds._left_behind", "    if rebuilt:\n", "    if False:\n"),
     # --- passes
-    Mutant("generated-weights-stay", "passes/fold_weights.py", "not generates_weight(lifted, node)", "True"),
-    Mutant("frames-are-free", "repfx/cost.py", "_FRAME = Fraction(9, 10)", "_FRAME = Fraction(1)"),
-    Mutant("scales-are-noops", "passes/drop_noops.py", "and map_.is_identity:", "and map_.is_pointwise:"),
+    Mutant("generated-weights-stay", "fold_weights.FoldWeights.propose", "not generates_weight(lifted, node)", "True"),
+    Mutant("frames-are-free", "cost._FRAME", "_FRAME = Fraction(9, 10)", "_FRAME = Fraction(1)"),
+    Mutant("scales-are-noops", "drop_noops.DropNoops.propose", "and map_.is_identity:", "and map_.is_pointwise:"),
     Mutant(
         "parts-in-the-other-order",
-        "repfx/regions.py",
+        "regions._step",
         "joined = concat([maps[p] for p in nodes])",
         "joined = concat([maps[p] for p in reversed(nodes)])",
     ),
     Mutant(
         "shift-of-a-sum-negated",
-        "repfx/regions.py",
+        "regions.shifted_by",
         "lambda: torch.tensor(shift, dtype=torch.float64)",
         "lambda: torch.tensor(-shift, dtype=torch.float64)",
     ),
     Mutant(
         "strided-operands-stay",
-        "repfx/layout.py",
+        "memory_layout._above",
         "        return None if dims is None else dims[axis] - len(dims)\n",
         "        return axis\n",
     ),
     Mutant(
         "example-widths-are-facts",
-        "repfx/graph.py",
+        "lifted.LiftedGraph.channels",
         "            return sure.size(first, axis)\n",
         "            return self.context.shapes.size(first, axis)\n",
     ),
     Mutant(
         "siblings-sliced-from-the-top",
-        "passes/merge_siblings.py",
+        "merge_siblings._stacked",
         "        start += map_.out_channels\n",
         "",
     ),
     Mutant(
         "orders-of-any-axis",
-        "passes/carry_permutations.py",
+        "carry_permutations._Spread._acts_on_order",
         "        return (op.axes != 0) == self.first",
         "        return True",
     ),
     Mutant(
         "heads-of-half-weight",
-        "passes/average_heads.py",
+        "average_heads.AverageHeads.propose",
         "((node, Apply(region.map, source)),)",
         "((node, Apply(__import__('repfx.affine').affine.scaled(region.map, 0.5), source)),)",
     ),
     Mutant(
         "chains-misread-their-input",
-        "passes/collapse_chains.py",
+        "collapse_chains.CollapseChains.propose",
         "Apply(region.map, inner)",
         "Apply(region.map, first)",
     ),
     Mutant(
         "concats-lose-their-constants",
-        "passes/collapse_concats.py",
+        "collapse_concats.CollapseConcats.propose",
         "Apply(region.map, source)",
         "Apply(__import__('repfx.affine').affine.linear_part(region.map), source)",
     ),
     Mutant(
         "shift-in-every-term",
-        "passes/fold_scales.py",
+        "fold_scales._backward",
         "else linear_part(scaled(map_, factor))",
         "else scaled(map_, factor)",
     ),
-    Mutant("concat-scale-of-the-wrong-part", "passes/fold_scales.py", "                start += size\n", ""),
+    Mutant("concat-scale-of-the-wrong-part", "fold_scales._backward", "                start += size\n", ""),
     Mutant(
         "orders-turned-round",
-        "passes/carry_permutations.py",
+        "carry_permutations._Spread._reordered",
         "new = take(new, np.argsort(own))",
         "new = take(new, own)",
     ),
     Mutant(
         "factor-of-a-term-ignored",
-        "passes/collapse_sums.py",
+        "collapse_sums._partial",
         "maps.append(region.map if factor == 1.0 else scaled(region.map, factor))",
         "maps.append(region.map)",
     ),
     Mutant(
         "constants-in-every-slice",
-        "passes/split_concats.py",
+        "split_concats._slices",
         "slices.append(linear_part(own) if slices else own)",
         "slices.append(own)",
     ),
-    Mutant("slices-of-the-first-branch", "passes/split_concats.py", "        start += size\n", ""),
+    Mutant("slices-of-the-first-branch", "split_concats._slices", "        start += size\n", ""),
     Mutant(
         "factor-reaches-other-readers",
-        "passes/fold_product_scales.py",
+        "fold_product_scales._folded",
         "scaled.isdisjoint(found.views[view].channels.tolist())",
         "True",
     ),
     Mutant(
         "factor-squared",
-        "passes/fold_product_scales.py",
+        "fold_product_scales._folded",
         "if product is not None and product.left.node is product.right.node:",
         "if False:",
     ),
     Mutant(
         "strand-of-another-part",
-        "repfx/strands.py",
+        "strands._item",
         "start = sum(sizes[: index % len(sizes)])",
         "start = sum(sizes[: (index + 1) % len(sizes)])",
     ),
     Mutant(
         "scale-of-a-head-dropped",
-        "passes/fuse_attention.py",
+        "fuse_attention._stacked",
         "maps[i] = own if factor != 1.0 else maps[i]",
         "own = maps[i]",
     ),
     Mutant(
         "bias-of-other-tokens",
-        "passes/fuse_attention.py",
+        "fuse_attention._usable",
         "if len(sources) > 1 or rows not in (1, shape[-1]):",
         "if False:",
     ),
     Mutant(
         "channels-of-heads-interleaved",
-        "repfx/attending.py",
+        "attending.attended",
         "(expr.heads, -1)), -3, -2)",
         "(-1, expr.heads)), -3, -2)",
     ),
-    Mutant("softmax-over-any-axis", "repfx/attention.py", "if dim != -1 and (", "if False and ("),
+    Mutant("softmax-over-any-axis", "recognition.attention_of", "if dim != -1 and (", "if False and ("),
 )
 
 
@@ -863,10 +1021,11 @@ def check(mutants: Sequence[Mutant]) -> int:
                 print(f"STALE     {mutant.name}: {problem}", flush=True)
                 unnoticed += 1
                 continue
-            original, started = (root / mutant.file).read_text(), time.perf_counter()
+            file, started = mutant.file(root), time.perf_counter()
+            original = file.read_text()
             mutant.apply(root)
             code, output = run_suite(root, "-x", *skip)
-            (root / mutant.file).write_text(original)
+            file.write_text(original)
             seconds, found = time.perf_counter() - started, failures(output)
             if code == 1 and found:
                 print(f"noticed   {mutant.name:38} {seconds:5.1f} s  {found[0]}", flush=True)
@@ -885,7 +1044,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.list:
         for mutant in MUTANTS:
-            print(f"{mutant.name:38} {mutant.file}")
+            print(f"{mutant.name:38} {mutant.symbol}")
         return 0
     unknown = set(arguments.names) - {mutant.name for mutant in MUTANTS}
     if unknown:

@@ -33,14 +33,14 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_map
 
 from benchmarks.sweep_subjects import quiet
-from repfx.agreement import agree
-from repfx.arguments import Example
-from repfx.assembly import graph_module
 from repfx.capture import capture, unwrapped
-from repfx.graph import LiftedGraph
-from repfx.messages import first_line
-from repfx.report import Island
+from repfx.emission import graph_module
+from repfx.errors import first_line
+from repfx.lifting import lift_graph
+from repfx.pipeline.agreement import agree
+from repfx.reporting import Island
 from repfx.state import copied
+from repfx.tracing import Example
 
 Digest = str
 Arguments = tuple[Any, ...]
@@ -110,7 +110,7 @@ def captured(model: nn.Module, example: Arguments | None = None) -> tuple[fx.Gra
         return None, found.islands
     memo: dict[int, Any] = {}
     islands = {island.path: lambda module: copied(module, memo) for island in found.islands}
-    lifted = LiftedGraph(found.graph, found.root, set(islands), {})
+    lifted = lift_graph(found.graph, found.root, set(islands))
     return graph_module(lifted, found.root, {}, islands, memo), found.islands
 
 

@@ -14,10 +14,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from repfx.affine import AffineConv, linear_part, restrict, scaled, take
-from repfx.makers import identity
-from repfx.parallel import add, concat
-from repfx.serial import compose
+from repfx.algebra import AffineConv, add, compose, concat, identity, linear_part, restrict, scaled, take
 from tests import twins
 from tests.twins import Twin, applied, assert_computes, chained
 

@@ -11,19 +11,17 @@ import torch
 from torch import Tensor, fx, nn
 
 import repfx
-from repfx import alike as alike_module
-from repfx import rewriting
-from repfx.affine import AffineConv
-from repfx.alike import Layout, alike
+from repfx.algebra import AffineConv, compose, pointwise
 from repfx.capture import capture
 from repfx.decline import Decline
-from repfx.graph import LiftedGraph
-from repfx.makers import pointwise
-from repfx.models import build_model
-from repfx.ops import Affine, Op
-from repfx.protocol import Apply, Proposal
-from repfx.repeating import Repetition
-from repfx.serial import compose
+from repfx.graph import Affine, LiftedGraph, Op
+from repfx.io import build_model
+from repfx.lifting import lift_graph
+from repfx.rewriting import Apply, Proposal
+from repfx.rewriting import engine as rewriting
+from repfx.rewriting import isomorphism as alike_module
+from repfx.rewriting.isomorphism import Layout, alike
+from repfx.rewriting.replication import Repetition
 
 
 class Block(nn.Module):
@@ -65,7 +63,7 @@ def layout_of(model: nn.Module, exclude: tuple[str, ...] = ()) -> tuple[LiftedGr
     """The families of a model."""
     captured = capture(model, exclude)
     assert captured.graph is not None
-    lifted = LiftedGraph(captured.graph, captured.root, captured.excluded, {})
+    lifted = lift_graph(captured.graph, captured.root, captured.excluded)
     return lifted, alike(lifted)
 
 

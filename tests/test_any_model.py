@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import repfx
-from repfx.cost import count_operations
-from repfx.equivalence import leaves
+from repfx.verification import count_operations
+from repfx.verification.equivalence import leaves
 from tests import hostile
 from tests.compiling import Net, conv
 from tests.ugly import UGLY, ConvNorm, Exits

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import repfx
-from repfx.cost import count_operations
+from repfx.verification import count_operations
 from tests import hostile
 
 BN = nn.BatchNorm2d

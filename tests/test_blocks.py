@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import repfx
-from repfx.cost import count_operations
-from repfx.report import OpCounts
+from repfx.reporting import OpCounts
+from repfx.verification import count_operations
 from tests import hostile
 from tests.blocks import REGISTRY, Entry
 from tests.blocks.__main__ import HEAD, row

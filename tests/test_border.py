@@ -11,13 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repfx
-from repfx.affine import AffineConv
+from repfx.algebra import AffineConv, add, compose, form_of, pointwise
+from repfx.algebra.constructors import pad_constant, pixel_unshuffle
 from repfx.emission import emit
-from repfx.form import form_of
-from repfx.makers import pad_constant, pixel_unshuffle, pointwise
-from repfx.modules import BorderTerm, ExtendedConv2d
-from repfx.parallel import add
-from repfx.serial import compose
+from repfx.layers import BorderTerm
+from repfx.layers.convolution import ExtendedConv2d
 from tests import hostile, twins
 from tests.twins import DOUBLE, assert_computes, chained
 

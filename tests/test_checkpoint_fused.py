@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import repfx
-from repfx.checkpoint import FusedRecord, load_fused, read_fused_record, save_fused
 from repfx.compiler import OBJECTIVES
-from repfx.decline import UserError
+from repfx.errors import UserError
+from repfx.io import FusedRecord, load_fused, read_fused_record, save_fused
 from tests.outside import SIZE, TINY_SOURCE, Tiny, tiny
 
 INPUT = torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(0))

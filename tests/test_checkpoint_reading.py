@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from repfx.checkpoint import load_checkpoint
-from repfx.decline import UserError
-from repfx.weights import read_checkpoint
+from repfx.errors import UserError
+from repfx.io import load_checkpoint
+from repfx.io.weights import read_checkpoint
 from tests.outside import Trap, hostile_files, tiny
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import repfx
-from repfx import whole
+from repfx.verification import whole
 from tests import hostile
 from tests.compiling import Net, conv
 

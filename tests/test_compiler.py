@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 import repfx
-from repfx import compilation
 from repfx.decline import Reason
-from repfx.equivalence import SLACK, tolerance
-from repfx.modules import BorderTerm
+from repfx.layers import BorderTerm
+from repfx.pipeline import compilation
 from repfx.state import copied
+from repfx.verification.equivalence import SLACK, tolerance
 from tests import hostile
 from tests.compiling import Net, conv, counted, left
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from repfx.depthwise import FastDepthwise
+from repfx.rewriting import FastDepthwise
 
 CASES = list(itertools.product((2, 3), (1, 2), ((3, 3), (2, 5), (1, 1)), (1, 2), (0, 2), (1, 2)))
 

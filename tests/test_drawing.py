@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import repfx
 from repfx.cli.app import run
-from repfx.drawing import draw, operations_after, operations_of
-from repfx.layered import layout_of
+from repfx.drawing import draw, operations_of
+from repfx.drawing.layered import layout_of
+from repfx.drawing.pictures import operations_after
 from repnext.blocks import Downsample, MetaNeXtBlock
 from tests.outside import tiny
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import repfx
 from repfx import export
 from repfx.compiler import OBJECTIVES
-from repfx.decline import UserError
+from repfx.errors import UserError
 from repfx.export.program import fix_borders, measured_error
-from repfx.modules import BorderTerm
+from repfx.layers import BorderTerm
 from tests.blocks.perhead import TransformerBlock
 from tests.outside import SIZE, tiny
 

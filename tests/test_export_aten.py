@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repfx
-from repfx.aten import plain_module
+from repfx.capture import plain_module
 from tests.outside import SIZE, tiny
 
 INPUT = torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(0))

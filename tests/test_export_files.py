@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from repfx.decline import UserError
-from repfx.files import whole_output
+from repfx.errors import UserError
+from repfx.io import whole_output
 from tests.outside import TINY_SOURCE
 
 COMMAND = [sys.executable, "-c", "from repfx.cli import main; main()", "fuse", TINY_SOURCE, "--input-size", "3,32,32"]

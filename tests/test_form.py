@@ -9,16 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from repfx.affine import AffineConv, take
-from repfx.cost import cost_of_map
-from repfx.decline import UserError
+from repfx.algebra import AffineConv, Kind, add, compose, concat, form_of, identity, select, take
+from repfx.algebra.constructors import crop, from_conv, pad_by, pixel_unshuffle, pool_average
 from repfx.emission import Target, emit
-from repfx.equivalence import tolerance
-from repfx.form import Kind, form_of
-from repfx.makers import crop, from_conv, identity, pad_by, pixel_unshuffle, pool_average, select
-from repfx.modules import ChannelOrder, ChannelSlice, ExtendedConv2d, ScaleShift
-from repfx.parallel import add, concat
-from repfx.serial import compose
+from repfx.errors import UserError
+from repfx.layers import ChannelOrder, ChannelSlice, ScaleShift
+from repfx.layers.convolution import ExtendedConv2d
+from repfx.rewriting.cost import cost_of_map
+from repfx.verification.equivalence import tolerance
 from tests import twins
 from tests.hostile import relative_error
 from tests.twins import DOUBLE, applied, assert_computes, chained

@@ -18,11 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import repfx
-from repfx import surroundings
-from repfx.decline import MismatchError
-from repfx.example_tracer import SizedTracer
-from repfx.traced import SizedProxy, TracedProxy, TracedTensor, TypeOf
-from repfx.tracing import Tracer
+from repfx.errors import MismatchError
+from repfx.tracing import SizedTracer, Tracer, surroundings
+from repfx.tracing.traced_values import SizedProxy, TracedProxy, TracedTensor, TypeOf
 from tests import hostile
 from tests.compiling import Net, conv
 

@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from repfx.affine import AffineConv, scaled
+from repfx.algebra import AffineConv, add, concat, form_of, identity, scaled
+from repfx.algebra.constructors import pool_average
 from repfx.decline import Decline, Reason
-from repfx.form import form_of
-from repfx.makers import identity, pool_average
-from repfx.parallel import add, concat
 from tests import twins
 from tests.twins import LENGTHS, PLANES, Twin, assert_computes, value
 
@@ -168,7 +166,7 @@ def test_concat_of_split_branches_is_block_diagonal() -> None:
 
 
 def _composed(outer: AffineConv, inner: AffineConv) -> AffineConv:
-    from repfx.serial import compose
+    from repfx.algebra import compose
 
     merged = compose(outer, inner)
     assert isinstance(merged, AffineConv)

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 import repfx
 from benchmarks.sweep_subjects import NotInstalledError, Subject, build, inputs, subjects
-from repfx.counting import count_graph
+from repfx.verification import count_graph
 from tests import hostile
 from tests.blocks import REGISTRY
 from tests.check import OBJECTIVES

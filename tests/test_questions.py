@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from repfx import questions
+from repfx.tracing import proxy_queries as questions
 
 SPACES = {
     "aten::{}": (torch, torch.nn.functional, torch.functional),

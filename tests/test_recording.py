@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import repfx
-from repfx.arguments import SignatureTracer
-from repfx.recording import RecordedProxy, RecordingTracer
+from repfx.graph import modules_of, tensors_of
 from repfx.state import Kept
-from repfx.walking import modules_of, tensors_of
+from repfx.tracing import SignatureTracer
+from repfx.tracing.recording import RecordedProxy, RecordingTracer
 
 
 class Plain(fx.Tracer):

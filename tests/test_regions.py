@@ -9,10 +9,10 @@ from torch import fx, nn
 
 from passes import DEFAULT_PASSES
 from repfx.capture import capture
-from repfx.graph import LiftedGraph
-from repfx.objective import SINGLE_BRANCH
-from repfx.regions import dominators
+from repfx.graph import LiftedGraph, dominators
+from repfx.lifting import lift_graph
 from repfx.rewriting import Engine
+from repfx.rewriting.objective import SINGLE_BRANCH
 from tests import builders
 from tests.generators import random_network
 
@@ -31,7 +31,7 @@ def _lifted(seed: int) -> LiftedGraph:
     model: nn.Module = builders.network(random_network(seed, most=8)).eval()
     captured = capture(model)
     assert captured.graph is not None
-    return LiftedGraph(captured.graph, captured.root, {island.path for island in captured.islands}, {})
+    return lift_graph(captured.graph, captured.root, {island.path for island in captured.islands})
 
 
 @pytest.mark.parametrize("seed", range(20))

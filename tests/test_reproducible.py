@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import repfx
-from repfx.models import build_model
+from repfx.io import build_model
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("repnext_m0", "timm:repghostnet_050", "timm:test_efficientnet")

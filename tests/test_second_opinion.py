@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from benchmarks.sweep_subjects import NotInstalledError, Subject, build, inputs, subjects
-from repfx import inplace
-from repfx.decline import InputError
+from repfx.capture import in_place as inplace
+from repfx.errors import InputError
 from tests import hostile
 from tests.blocks import REGISTRY, Entry
 from tests.second_opinion import (

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repfx.affine import AffineConv
+from repfx.algebra import AffineConv, compose
+from repfx.algebra.constructors import crop, pad_constant, pixel_unshuffle
 from repfx.decline import Decline, Reason
-from repfx.makers import crop, pad_constant, pixel_unshuffle
-from repfx.serial import compose
 from tests import twins
 from tests.twins import LENGTHS, Twin, applied, assert_computes, chained, disagreement
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repfx
-from repfx.cost import count_operations
+from repfx.verification import count_operations
 from tests import hostile
 from tests.compiling import Net, conv
 

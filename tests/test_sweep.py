@@ -18,8 +18,8 @@ from benchmarks import sweep_examine, sweep_table
 from benchmarks.sweep_examine import Row, examine
 from benchmarks.sweep_subjects import TABLE, Subject, build, chosen, inputs, own_modules, subjects
 from benchmarks.sweep_worker import Worker
-from repfx.cost import count_operations
-from repfx.report import OpCounts
+from repfx.reporting import OpCounts
+from repfx.verification import count_operations
 
 SMALL = (
     Subject("timm", "repvgg_a0", "byobnet", 64),

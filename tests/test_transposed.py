@@ -13,12 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repfx
-from repfx.affine import AffineConv
+from repfx.algebra import AffineConv, Kind, add, compose, concat, form_of
+from repfx.algebra.constructors import from_transposed
 from repfx.decline import Decline, Reason
-from repfx.form import Kind, form_of
-from repfx.makers import from_transposed
-from repfx.parallel import add, concat
-from repfx.serial import compose
 from tests import hostile, twins
 from tests.compiling import Net, assert_declined, compiled, conv, counted, left
 from tests.test_spellings import Run, weight

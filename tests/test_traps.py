@@ -382,6 +382,6 @@ def test_a_wide_dilation_is_not_written_out() -> None:
     _, fused = compiled(Net(lambda s, x: s.n(s.a(x)), a=wide, n=nn.BatchNorm2d(64)), 64, ((5, 7), (40, 38)))
     assert counted(left(fused, 64, (40, 38))) == {"convolutions": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("repfx.values.dilated", watched)
+        patch.setattr("repfx.algebra.values.dilated", watched)
         repfx.reparameterize(nn.Sequential(wide, nn.BatchNorm2d(64)).eval(), verify=False)
     assert not rows, "planes with all their zeros were written down"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import repfx
-from repfx.decline import InputError
-from repfx.equivalence import leaves
+from repfx.errors import InputError
 from repfx.state import copied
+from repfx.verification.equivalence import leaves
 from tests import hostile
 from tests.truth import asking, between, caches, functions, memory, mixing, modes, randomness, returning
 from tests.truth.case import Case

@@ -1,6 +1,6 @@
 """Weights some rows at a time are the weights at once; every fast way to compose kernels is the general one.
 
-Large planes are lazy (`repfx.values.Rows`).  Here all are, one output at a time, or none is.
+Large planes are lazy (`repfx.algebra.values.Rows`).  Here all are, one output at a time, or none is.
 """
 
 from __future__ import annotations
@@ -13,15 +13,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from repfx import kernels, makers, values
-from repfx.affine import AffineConv, scaled, take
-from repfx.decline import UserError
+from repfx.algebra import (
+    AffineConv,
+    Incidence,
+    Rows,
+    Values,
+    add,
+    compose,
+    concat,
+    constructors,
+    kernels,
+    scaled,
+    take,
+    values,
+)
+from repfx.algebra.kernels import composed
 from repfx.emission import Target, emit
-from repfx.incidence import Incidence
-from repfx.kernels import composed
-from repfx.parallel import add, concat
-from repfx.serial import compose
-from repfx.values import Rows, Values
+from repfx.errors import UserError
 from tests import twins
 from tests.test_algebra_laws import exact
 from tests.twins import Twin, assert_computes, chained
@@ -185,12 +193,12 @@ def test_gradients_flow_through_a_fold(size: str) -> None:
 
     def fold(weight: Tensor, small: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         def conv(tensor: Tensor, pad: int) -> AffineConv:
-            return makers.from_conv(
+            return constructors.from_conv(
                 lambda: tensor, None, shape=tensor.shape, groups=2, stride=(1, 1), before=(pad, pad), after=(pad, pad),
                 dilation=(1, 1),
             )  # fmt: skip
 
-        norm = makers.pointwise(4, 2, lambda: scale, lambda: shift)
+        norm = constructors.pointwise(4, 2, lambda: scale, lambda: shift)
         branches = exact(add([exact(compose(norm, conv(weight, 1))), conv(small, 0), norm]))
         read = exact(compose(conv(small, 0), exact(compose(norm, branches)))).values()
         return read.planes, read.bias
@@ -215,7 +223,7 @@ def test_a_window_of_taps(size: str) -> None:
 def test_overflow_is_found_in_any_piece(size: str) -> None:
     weight = torch.ones(5, 2, 1, 1, dtype=torch.float64)
     weight[3, 1] = -1e6
-    one = makers.from_conv(
+    one = constructors.from_conv(
         lambda: weight, None, shape=weight.shape, stride=(1, 1), before=(0, 0), after=(0, 0), dilation=(1, 1)
     )
     with pytest.raises(UserError, match="output channel 3 is 1e\\+06 and overflows"):

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repfx import makers
-from repfx.affine import AffineConv
+from repfx.algebra import AffineConv, constructors
 from repfx.emission import Target, emit
-from repfx.equivalence import FLOAT64_BOUND
+from repfx.verification.equivalence import FLOAT64_BOUND
 from tests.hostile import relative_error
 
 CONV = {0: F.linear, 1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -68,7 +67,7 @@ def conv(
         padded = F.pad(x, flat) if mode == "zeros" else F.pad(x, flat, mode=mode)
         return CONV[axes](padded, weight, shift, steps, 0, holes, groups)
 
-    map_ = makers.from_conv(
+    map_ = constructors.from_conv(
         lambda: weight,
         None if shift is None else lambda: shift,
         shape=weight.shape,
@@ -88,7 +87,7 @@ def norm(channels: int, axes: int, seed: int = 0) -> Twin:
     mean, beta, gamma = (torch.randn(channels, generator=generator, dtype=torch.float64) * 2 for _ in range(3))
     variance = torch.rand(channels, generator=generator, dtype=torch.float64) + 0.1
     scale = gamma / torch.sqrt(variance + 1e-5)
-    map_ = makers.pointwise(channels, axes, lambda: scale, lambda: beta - mean * scale)
+    map_ = constructors.pointwise(channels, axes, lambda: scale, lambda: beta - mean * scale)
     if axes:
         return Twin(map_, lambda x: F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, 1e-5))
     return Twin(map_, lambda x: (x - mean) * scale + beta)
@@ -97,7 +96,7 @@ def norm(channels: int, axes: int, seed: int = 0) -> Twin:
 def select(channels: int, indices: Sequence[int], axes: int) -> Twin:
     """A copy of channels: slice, permutation, duplicates."""
     index = torch.tensor(list(indices))
-    return Twin(makers.select(channels, index.numpy(), axes), lambda x: x.index_select(1 if axes else -1, index))
+    return Twin(constructors.select(channels, index.numpy(), axes), lambda x: x.index_select(1 if axes else -1, index))
 
 
 def chained(*twins: Twin) -> Callable[[Tensor], Tensor]:

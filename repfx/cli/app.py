@@ -24,8 +24,7 @@ from repfx.cli.load import HELP as LOAD_HELP
 from repfx.cli.load import load
 from repfx.cli.verify import HELP as VERIFY_HELP
 from repfx.cli.verify import verify
-from repfx.decline import MismatchError, UserError
-from repfx.messages import first_line
+from repfx.errors import MismatchError, UserError, first_line
 
 OUR_BUG, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # click's own or typer's copy of it

@@ -14,7 +14,7 @@ from repfx.cli import options as given
 from repfx.cli.output import Wish, write_output
 from repfx.cli.subject import Request, check_patterns, load_subject
 from repfx.cli.terminal import Terminal
-from repfx.decline import MismatchError
+from repfx.errors import MismatchError
 
 HELP = """Fuse MODEL and write it by the ending of OUT.
 

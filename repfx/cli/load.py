@@ -8,15 +8,14 @@ from typing import Annotated
 import torch
 import typer
 
-from repfx.checkpoint import FusedRecord, load_fused, read_fused_record
 from repfx.cli import options as given
 from repfx.cli.fuse import Precision
 from repfx.cli.output import Wish, write_output
 from repfx.cli.subject import Request, example_for
 from repfx.cli.terminal import Terminal
-from repfx.cost import count_operations
-from repfx.decline import UserError
-from repfx.models import is_registry_name
+from repfx.errors import UserError
+from repfx.io import FusedRecord, is_registry_name, load_fused, read_fused_record
+from repfx.verification import count_operations
 
 HELP = """Rebuild the model that FILE holds the fused weights of, and check that they fit and run.
 

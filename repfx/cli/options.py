@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from repfx.compiler import OBJECTIVES
-from repfx.decline import UserError
+from repfx.errors import UserError
 
 MODEL_HELP = (
     "repnext_m1, timm:NAME, torchvision:NAME, package.module:factory, path/to/file.py:factory or path/to/model.pt2."

@@ -8,11 +8,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from repfx import export
-from repfx.checkpoint import save_fused
 from repfx.cli.subject import Request
 from repfx.cli.terminal import Terminal
-from repfx.decline import UserError
-from repfx.files import check_writable
+from repfx.errors import UserError
+from repfx.io import check_writable, save_fused
 
 
 @dataclass(frozen=True)

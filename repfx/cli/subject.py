@@ -12,11 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from repfx.checkpoint import load_checkpoint
 from repfx.cli.terminal import Terminal
-from repfx.decline import UserError
-from repfx.messages import first_line
-from repfx.models import build_model, is_registry_name
+from repfx.errors import UserError, first_line
+from repfx.io import build_model, is_registry_name, load_checkpoint
 
 DEFAULT_SIZE = (224, 224)
 LARGEST_INPUT = 2**28  # elements, 1 GiB of float32; more is a typing error

@@ -9,11 +9,11 @@ import typer
 
 import repfx
 from repfx import export
-from repfx.checkpoint import load_fused
 from repfx.cli import options as given
 from repfx.cli.subject import Request, check_patterns, load_subject
 from repfx.cli.terminal import Terminal
-from repfx.decline import UserError
+from repfx.errors import UserError
+from repfx.io import load_fused
 
 HELP = """Fuse MODEL in memory and compare it with the original, in float64, on several probes.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from repfx.decline import UserError
+from repfx.errors import UserError
 from repfx.export.coreml import TARGETS, CoreMLPackage, Precision, coreml_operations, count_coreml_convs, to_coreml
 from repfx.export.onnx import OnnxFile, to_onnx
 from repfx.export.program import ExportError

@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repfx.decline import UserError
+from repfx.errors import UserError, first_line
 from repfx.export.program import ExportError, export_program, flat_outputs, port_names
-from repfx.files import check_writable, whole_output
-from repfx.messages import first_line
+from repfx.io import check_writable, whole_output
 
 Precision = Literal["fp16", "fp32"]
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")  # the first with ML programs, and later

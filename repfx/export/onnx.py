@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from repfx.decline import UserError
+from repfx.errors import UserError, first_line
 from repfx.export.program import ExportError, export_program, flat_outputs, measured_error, port_names
-from repfx.files import check_writable, whole_output
-from repfx.messages import first_line
+from repfx.io import check_writable, whole_output
 
 LARGEST = 2 * 1024**3 - 1  # bytes; what one protobuf message, and so one file, can hold
 

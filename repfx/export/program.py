@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from repfx.decline import UserError
-from repfx.messages import first_line
-from repfx.modules import BorderTerm
+from repfx.errors import UserError, first_line
+from repfx.layers import BorderTerm
 
 MEASURED_BATCHES = (1, 3)  # neither is the batch that a free-batch program was traced with
 TRACED_BATCH = 2  # torch.export takes sizes 0 and 1 for constants

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repfx.export.program import export_program, flat_outputs, measured_error
-from repfx.files import check_writable, whole_output
+from repfx.io import check_writable, whole_output
 
 
 @dataclass(frozen=True)

@@ -1,83 +1,8 @@
-"""Lifting: one table that says what each node of a traced graph computes.
+"""What each node of a traced graph computes: one table of rules."""
 
-`lift(node, context)` looks the node's target up in the tables of this package's files and returns an
-operation of `repfx.ops`.  A node that no table knows is `Opaque` without comment; a node that is known
-but not affine here (a batch norm that uses batch statistics, a pooling that clips) is `Opaque` with a
-`Decline`.
-"""
+from repfx.lifting.table import lift, lift_graph
 
-from __future__ import annotations
-
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from torch import fx
-
-from repfx.lifting import arithmetic, assigning, contractions, convolutions, norms, rearranging, resampling, reshaping
-from repfx.lifting.context import Context
-from repfx.ops import Constant, Input, Op, Opaque
-
-__all__ = ["Context", "lift"]
-
-_Rule = Callable[[fx.Node, Context], Op | None]
-
-
-def _in_turn(*tables: Mapping[Any, _Rule]) -> dict[Any, tuple[_Rule, ...]]:
-    """The rules of all tables for each target, those of the first table first; the first that knows says what it is."""
-    merged: dict[Any, tuple[_Rule, ...]] = {}
-    for table in tables:
-        for target, rule in table.items():
-            merged[target] = (*merged.get(target, ()), rule)
-    return merged
-
-
-_MODULES = convolutions.MODULES | norms.MODULES | rearranging.MODULES | arithmetic.MODULES | resampling.MODULES
-_FUNCTIONS = _in_turn(
-    assigning.FUNCTIONS,
-    arithmetic.FUNCTIONS,
-    reshaping.FUNCTIONS,
-    rearranging.FUNCTIONS,
-    norms.FUNCTIONS,
-    contractions.FUNCTIONS,
-    convolutions.FUNCTIONS,
-    resampling.FUNCTIONS,  # last: it reads what the others leave
-)
-_METHODS = _in_turn(
-    contractions.METHODS, arithmetic.METHODS, reshaping.METHODS, rearranging.METHODS, resampling.METHODS
-)
-
-
-@functools.lru_cache(maxsize=512)
-def _module_rule(of: type) -> Callable[[fx.Node, Any, Context], Op | None] | None:
-    """The first rule for modules of this type, or of one that it is derived from."""
-    return next((rule for kind, rule in _MODULES.items() if issubclass(of, kind)), None)
-
-
-def lift(node: fx.Node, context: Context) -> Op:
-    """What `node` computes."""
-    if context.constants.is_constant(node):
-        return Constant()
-    if node.meta.get("aliased"):
-        return context.declined(node, "shares memory with a value that is overwritten in place")
-    foreign = context.foreign(node) if node.op.startswith("call") else None
-    if foreign is not None:
-        fact = f"computes with {foreign} tensors where the network's are {context.home}"
-        return context.declined(node, fact, "convert the model to one real dtype first")
-    match node.op:
-        case "placeholder":
-            return Input()
-        case "call_module":
-            module = context.module(node)
-            if str(node.target) in context.whole:
-                return Opaque()
-            rule = _module_rule(type(module))  # type: ignore[arg-type]  # the hash is the type's, not its instances'
-            return Opaque() if rule is None else rule(node, module, context) or Opaque()
-        case "call_function":
-            rules = _FUNCTIONS.get(node.target) or _FUNCTIONS.get(getattr(node.target, "__name__", ""), ())
-            return next((op for rule in rules if (op := rule(node, context)) is not None), Opaque())
-        case "call_method":
-            rules = _METHODS.get(str(node.target), ())
-            return next((op for rule in rules if (op := rule(node, context)) is not None), Opaque())
-        case _:
-            return Opaque()
+__all__ = [
+    "lift",
+    "lift_graph",
+]

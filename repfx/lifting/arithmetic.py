@@ -14,11 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repfx import makers
-from repfx.affine import AffineConv
+from repfx.algebra import AffineConv, constructors
 from repfx.decline import Decline, Reason
-from repfx.lifting.context import Context, argument
-from repfx.ops import Affine, Op, Opaque, Sum
+from repfx.graph import Affine, Context, Op, Opaque, Sum, argument
 
 
 def _sum(node: fx.Node, context: Context, sign: float) -> Op | None:
@@ -112,7 +110,7 @@ def _by_constant(
         return lazy().reshape(-1) * sign
 
     own_scale = None if own == 1.0 else (lambda: torch.tensor(own, dtype=torch.float64))
-    map_ = makers.pointwise(
+    map_ = constructors.pointwise(
         channels, axes, scale if factor is not None else own_scale, moved if factor is None else None
     )
     return Affine(value, axes, lambda _, __: map_)
@@ -132,8 +130,8 @@ def _uniform(
             return Decline(Reason.UNKNOWN_FACT, "its channel count is not known", remedy="pass example_inputs")
         own_scale = None if own == 1.0 else (lambda: torch.tensor(own, dtype=torch.float64))
         if scales:
-            return makers.pointwise(channels, axes, scale, None)
-        return makers.pointwise(channels, axes, own_scale, lambda: lazy().reshape(()) * sign)
+            return constructors.pointwise(channels, axes, scale, None)
+        return constructors.pointwise(channels, axes, own_scale, lambda: lazy().reshape(()) * sign)
 
     return Affine(value, None, build)
 
@@ -211,7 +209,7 @@ def _reversed_difference(node: fx.Node, context: Context) -> Op | None:
 
 
 def _interpolated(node: fx.Node, context: Context) -> Op | None:
-    """torch.lerp(a, b, w) = (1 - w) a + w b, for a number w; a tensor is written out by `repfx.spelling`."""
+    """torch.lerp(a, b, w) = (1 - w) a + w b, for a number w; a tensor is written out by `repfx.capture.spelling`."""
     a, b, w = argument(node, 0, "input"), argument(node, 1, "end"), argument(node, 2, "weight")
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
         return None
@@ -224,7 +222,7 @@ def _interpolated(node: fx.Node, context: Context) -> Op | None:
 
 
 def _accumulated(node: fx.Node, context: Context) -> Op | None:
-    """torch.addcmul and addcdiv: where they fold, `repfx.spelling` has written them out."""
+    """torch.addcmul and addcdiv: where they fold, `repfx.capture.spelling` has written them out."""
     return context.declined(node, "multiplies two values, or one that cannot take the factor up")
 
 

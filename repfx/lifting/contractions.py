@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from repfx import makers
+from repfx.algebra import constructors
 from repfx.decline import Reason
-from repfx.lifting.context import Context, argument
-from repfx.ops import Affine, Op, Opaque
+from repfx.graph import Affine, Context, Op, Opaque, argument
 
 _Lazy = Callable[[], Tensor]
 
@@ -37,7 +36,7 @@ def _linear(
     if not isinstance(source, fx.Node):
         return None
     ones = (1,) * axes
-    map_ = makers.from_conv(
+    map_ = constructors.from_conv(
         lambda: weight().reshape(*shape, *ones),
         bias,
         shape=(*shape, *ones),
@@ -129,7 +128,7 @@ def _einsum(node: fx.Node, context: Context) -> Op | None:
         return _no_map(node, context)
     taken, made = of_value[place], output[place]
     if not changed and len(of_weight) == 1:
-        map_ = makers.pointwise(shape[0], axes, read, None)
+        map_ = constructors.pointwise(shape[0], axes, read, None)
         return Affine(value, axes, lambda _, __: map_)
     if not changed or sorted(of_weight) != sorted(taken + made):
         return _no_map(node, context)

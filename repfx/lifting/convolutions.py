@@ -12,13 +12,11 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from repfx import makers
-from repfx.affine import AffineConv, Border
+from repfx.algebra import AffineConv, Border, constructors, leaf
 from repfx.decline import Decline, Reason
-from repfx.lifting.context import Context, argument, tuple_of
-from repfx.modules import BorderTerm, _Extended
-from repfx.ops import Affine, Alias, Op, Opaque, Resampling, Resolution
-from repfx.values import leaf
+from repfx.graph import Affine, Alias, Context, Op, Opaque, Resampling, Resolution, argument, tuple_of
+from repfx.layers import BorderTerm
+from repfx.layers.convolution import Extended
 
 Rule = Callable[[fx.Node, Any, Context], Op | None]
 
@@ -53,11 +51,11 @@ def _conv_module(node: fx.Node, module: Any, context: Context) -> Op | None:
         return context.declined(node, f"a hook recomputes its {context.recomputed(module, but='weight')} at every call")
     axes = len(module.kernel_size)
     before, after = _module_padding(module, axes)
-    extended = isinstance(module, _Extended)
+    extended = isinstance(module, Extended)
     pads = module.pads if extended else ()
     if pads:
         before, after = tuple(b for b, _ in pads), tuple(a for _, a in pads)
-    map_ = makers.from_conv(
+    map_ = constructors.from_conv(
         _weight_of(module),
         None if module.bias is None else lambda: leaf(module.bias),
         shape=module.weight.shape,
@@ -71,14 +69,14 @@ def _conv_module(node: fx.Node, module: Any, context: Context) -> Op | None:
     if extended:
         map_ = replace(map_, laps=module.laps)
         terms = [b for b in module.borders if isinstance(b, BorderTerm)]
-        map_ = makers.with_borders(map_, [(_border_of(b), b.weight) for b in terms])
+        map_ = constructors.with_borders(map_, [(_border_of(b), b.weight) for b in terms])
     return fixed(argument(node, 0, "input"), map_)
 
 
 def _computes_a_convolution(of: type[nn.Module]) -> bool:
     """Whether a type of convolutions has torch's forward, or that of the ones that we emit."""
     base = next((kind for kind in (nn.Conv2d, nn.Conv1d, nn.Conv3d) if issubclass(of, kind)), None)
-    return base is not None and of.forward in (base.forward, _Extended.forward)
+    return base is not None and of.forward in (base.forward, Extended.forward)
 
 
 def _border_of(term: BorderTerm) -> Border:
@@ -91,7 +89,7 @@ def _transposed_module(node: fx.Node, module: Any, context: Context) -> Op | Non
         return context.declined(node, f"{type(module).__name__} overrides the convolution's forward")
     if argument(node, 1, "output_size") is not None:
         return context.declined(node, "is told its output size, from which its padding follows")
-    map_ = makers.from_transposed(
+    map_ = constructors.from_transposed(
         _weight_of(module),
         None if module.bias is None else lambda: leaf(module.bias),
         shape=module.weight.shape,
@@ -122,7 +120,7 @@ def _transposed_function(axes: int) -> Callable[[fx.Node, Context], Op | None]:
         groups = context.number(argument(node, 6, "groups", 1))
         if stride is None or dilation is None or padding is None or more is None or groups is None:
             return context.declined(node, "its stride, padding, dilation or groups depend on the input's size")
-        map_ = makers.from_transposed(
+        map_ = constructors.from_transposed(
             read,
             None if bias is None else context.tensor(bias),
             shape=shape,
@@ -158,7 +156,7 @@ def _linear_module(node: fx.Node, module: Any, context: Context) -> Op | None:
         return context.declined(node, f"{type(module).__name__} overrides the linear's forward")
     if context.recomputed(module, but="weight"):
         return context.declined(node, f"a hook recomputes its {context.recomputed(module, but='weight')} at every call")
-    map_ = makers.from_conv(
+    map_ = constructors.from_conv(
         _weight_of(module), None if module.bias is None else lambda: leaf(module.bias), shape=module.weight.shape
     )
     return fixed(argument(node, 0, "input"), map_)
@@ -189,7 +187,7 @@ def _conv_function(axes: int) -> Callable[[fx.Node, Context], Op | None]:
             if known is None:
                 return context.declined(node, "its padding depends on the input's size", "pass example_inputs")
             before = after = known
-        map_ = makers.from_conv(
+        map_ = constructors.from_conv(
             read,
             None if bias is None else context.tensor(bias),
             shape=shape,
@@ -216,7 +214,7 @@ def _linear_function(node: fx.Node, context: Context) -> Op | None:
         return context.declined(node, "the shape of its weight is not known", reason=Reason.UNKNOWN_FACT)
     return fixed(
         argument(node, 0, "input"),
-        makers.from_conv(read, None if bias is None else context.tensor(bias), shape=shape),
+        constructors.from_conv(read, None if bias is None else context.tensor(bias), shape=shape),
     )
 
 
@@ -249,7 +247,7 @@ def _pool(
     def build(_: int, channels: int | None) -> AffineConv | Decline:
         if channels is None:
             return Decline(Reason.UNKNOWN_FACT, "its channel count is not known", remedy="pass example_inputs")
-        return makers.pool_average(channels, sizes, steps, pads, divisor if isinstance(divisor, int) else None)
+        return constructors.pool_average(channels, sizes, steps, pads, divisor if isinstance(divisor, int) else None)
 
     return Affine(source, axes, build)
 
@@ -302,7 +300,7 @@ def _padded(node: fx.Node, context: Context, pads: object, mode: str, value: obj
     def build(_: int, channels: int | None) -> AffineConv | Decline:
         if channels is None:
             return Decline(Reason.UNKNOWN_FACT, "its channel count is not known", remedy="pass example_inputs")
-        return makers.pad_constant(channels, before, after, constant)
+        return constructors.pad_constant(channels, before, after, constant)
 
     return Affine(source, axes, build)
 
@@ -311,7 +309,7 @@ def _padded_by(source: fx.Node, axes: int, before: tuple[int, ...], after: tuple
     def build(_: int, channels: int | None) -> AffineConv | Decline:
         if channels is None:
             return Decline(Reason.UNKNOWN_FACT, "its channel count is not known", remedy="pass example_inputs")
-        return makers.pad_by(channels, before, after, mode)
+        return constructors.pad_by(channels, before, after, mode)
 
     return Affine(source, axes, build)
 
@@ -344,7 +342,7 @@ def _unshuffled(source: object, factor: object) -> Op | None:
     def build(_: int, channels: int | None) -> AffineConv | Decline:
         if channels is None:
             return Decline(Reason.UNKNOWN_FACT, "its channel count is not known", remedy="pass example_inputs")
-        return makers.pixel_unshuffle(channels, factor)
+        return constructors.pixel_unshuffle(channels, factor)
 
     return Affine(source, 2, build)
 

@@ -14,12 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repfx import makers
-from repfx.affine import AffineConv
+from repfx.algebra import AffineConv, constructors, leaf
 from repfx.decline import Decline, Reason
-from repfx.lifting.context import Context, argument
-from repfx.ops import Affine, Normalised, Op, Opaque
-from repfx.values import leaf
+from repfx.graph import Affine, Context, Normalised, Op, Opaque, argument
 
 _AXES: dict[type, int] = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 _Lazy = Callable[[], Tensor]
@@ -49,7 +46,7 @@ def _normalised(
                 "normalises axis 1 of a value whose rank is not known",
                 remedy="pass example_inputs",
             )
-        return makers.normalising(channels, wanted if axes is None else axes, statistics, affine, eps)
+        return constructors.normalising(channels, wanted if axes is None else axes, statistics, affine, eps)
 
     return Affine(source, axes, build)
 
@@ -148,7 +145,7 @@ def _scaled(
     def build(axes: int) -> AffineConv | None:
         if (axes > 0) is not first and not (first and vectors):
             return None
-        return makers.pointwise(channels, axes, scale, shift)
+        return constructors.pointwise(channels, axes, scale, shift)
 
     parameters = channels * ((scale is not None) + (shift is not None))
     return Normalised(source, channels, first, build, plain, parameters)

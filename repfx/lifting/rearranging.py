@@ -11,15 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from repfx import makers
-from repfx.affine import AffineConv
+from repfx.algebra import AffineConv, Ints, constructors
 from repfx.decline import Decline, Reason
-from repfx.incidence import Ints
-from repfx.inplace import is_size
-from repfx.lifting.context import Context, argument, place_of
-from repfx.modules import ChannelOrder, ChannelSlice
-from repfx.ops import Affine, Alias, Concat, Op, Opaque
-from repfx.shapes import SPLITS, Shapes, part_sizes, split_dim
+from repfx.graph import (
+    SPLITS,
+    Affine,
+    Alias,
+    Concat,
+    Context,
+    Op,
+    Opaque,
+    Shapes,
+    argument,
+    is_size,
+    part_sizes,
+    place_of,
+    split_dim,
+)
+from repfx.layers import ChannelOrder, ChannelSlice
 
 
 def selected(
@@ -46,7 +55,7 @@ def selected(
     def build(wanted: int, _: int | None) -> AffineConv | Decline:
         if (wanted == 0) != (last and (not first or rank == 2)):
             return Decline(Reason.NOT_EXACT, "selects along an axis that is not the channel axis here")
-        return makers.select(total, indices, wanted)
+        return constructors.select(total, indices, wanted)
 
     return Affine(source, axes, build)
 
@@ -210,7 +219,7 @@ def _cropped(source: fx.Node, axes: int, items: tuple[slice, ...]) -> Op | None:
     def build(_: int, channels: int | None) -> AffineConv | Decline:
         if channels is None:
             return Decline(Reason.UNKNOWN_FACT, "its channel count is not known", remedy="pass example_inputs")
-        return makers.crop(channels, starts, strides, extents)
+        return constructors.crop(channels, starts, strides, extents)
 
     return Affine(source, axes, build)
 

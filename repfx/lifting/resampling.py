@@ -15,9 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from repfx.lifting.context import Context, argument
-from repfx.ops import Alias, Op, Opaque, Resampling, Resolution
-from repfx.sizes import batches, size_read
+from repfx.graph import Alias, Context, Op, Opaque, Resampling, Resolution, argument, batches, size_read
 
 Rule = Callable[[fx.Node, Context], Op | None]
 _SPATIAL = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}

@@ -20,14 +20,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from repfx.affine import AffineConv, over
+from repfx.algebra import AffineConv, Ints, over
 from repfx.decline import Decline, Reason
-from repfx.incidence import Ints
+from repfx.graph import Affine, Concat, Context, Op, argument, arithmetic, size_read
 from repfx.lifting import rearranging
-from repfx.lifting.context import Context, argument
 from repfx.lifting.rearranging import selected
-from repfx.ops import Affine, Concat, Op
-from repfx.sizes import size_read
 
 _PROBED = range(1, 33)  # input sizes tried; sizes are quasi-linear in them with a period of a few strides
 
@@ -206,16 +203,6 @@ def known_size(size: object, context: Context) -> int | None:
         if a is not None and b is not None:
             return arithmetic(size.target, a, b)
     return None
-
-
-def arithmetic(target: object, a: int, b: int) -> int | None:
-    if target is operator.mul:
-        return a * b
-    if target is operator.floordiv:
-        return a // b if b else None
-    if target is operator.add:
-        return a + b
-    return a - b if target is operator.sub else None
 
 
 def _same_size(a: fx.Node, b: fx.Node, context: Context) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 import repfx
 from passes.fold_product_scales import FoldProductScales
 from repfx.decline import Reason
-from repfx.inplace import is_size
+from repfx.graph import is_size
 from tests import hostile
 from tests.compiling import Net, assert_declined, compiled, conv, declines, only
 

@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 import repfx
 from passes import DEFAULT_PASSES
 from passes.fuse_attention import FuseAttention
-from repfx.cost import count_operations
 from repfx.decline import Reason
+from repfx.verification import count_operations
 from tests import hostile
 from tests.compiling import Net, assert_declined, declines, only
 

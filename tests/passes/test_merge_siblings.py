@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import repfx
 from passes.merge_siblings import MergeSiblings
 from repfx.decline import Reason
-from repfx.modules import ChannelSlice
+from repfx.layers import ChannelSlice
 from tests import hostile
 from tests.compiling import Net, assert_declined, compiled, conv, counted, left, only
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import repfx
-from repfx.decline import InputError, MismatchError, UserError
+from repfx.errors import InputError, MismatchError, UserError
 from tests import hostile
 from tests.pyfuzz.program import Call, Program
 

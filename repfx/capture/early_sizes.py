@@ -1,0 +1,106 @@
+"""Sizes are read as early as they are known: so no read of a size holds on to a value that could go.
+
+    y = norm(x); B, C, H, W = y.shape; z = conv(y); return x + z.view(B, C, H, W)
+
+A normalisation keeps every size, and most layers keep the batch: the sizes of y are read from x, where x
+is read elsewhere too (else it may be merged into what makes it).
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx, nn
+
+from repfx.graph import (
+    BATCHED,
+    BATCHED_FUNCTIONS,
+    NORM_FUNCTIONS,
+    NORMS,
+    batches,
+    before,
+    is_shape,
+    is_size,
+    module_at,
+    remove_dead,
+    size_read,
+)
+from repfx.layers import SizeGuard
+
+
+def read_sizes_early(graph: fx.Graph, root: nn.Module, whole: set[str]) -> None:
+    """Let size reads name the earliest value that fits, in place."""
+    for node in list(graph.nodes):
+        source = before(node, root, whole, NORMS, NORM_FUNCTIONS)
+        if source is not None and _stays(source):
+            for user in [user for user in node.users if is_size(user)]:
+                user.replace_input_with(node, source)
+    for node in list(graph.nodes):
+        read = size_read(node)
+        if read is not None and read[1] == 0:
+            source = _batch(read[0], root, whole)
+            if source is not read[0]:
+                with graph.inserting_before(node):
+                    early = graph.call_method("size", (source, 0))
+                early.meta.update(node.meta)
+                node.replace_all_uses_with(early)
+    _check_ranks_early(graph, root, whole)
+    remove_dead(graph)
+
+
+def _check_ranks_early(graph: fx.Graph, root: nn.Module, whole: set[str]) -> None:
+    """`B, C, H, W = x.shape` checks the number of axes: of the earliest value that has as many, and once."""
+    checked: set[tuple[fx.Node, int]] = set()
+    for node in list(graph.nodes):
+        guard = module_at(root, str(node.target)) if node.meta.get("guard") else None
+        shape = node.args[0] if node.args else None
+        if not isinstance(guard, SizeGuard) or guard.kind != "length" or not isinstance(shape, fx.Node):
+            continue
+        if not is_shape(shape):
+            continue
+        value = shape.args[0]
+        assert isinstance(value, fx.Node)
+        source = next((early for early in reversed(_of_one_rank(value, root, whole)) if _stays(early)), value)
+        if (source, guard.wanted) in checked:
+            graph.erase_node(node)
+            continue
+        checked.add((source, guard.wanted))
+        if source is not value:
+            with graph.inserting_before(node):
+                early = graph.call_function(getattr, (source, "shape"))
+            early.meta.update(shape.meta)
+            node.args = (early,)
+
+
+def _of_one_rank(value: fx.Node, root: nn.Module, whole: set[str]) -> list[fx.Node]:
+    """This value and those before it that have as many axes, the nearest first."""
+    found: list[fx.Node] = []
+    step: fx.Node | None = value
+    while step is not None and step not in found:
+        found.append(step)
+        step = before(step, root, whole, BATCHED, BATCHED_FUNCTIONS) or _part_of(step)
+    return found
+
+
+def _part_of(node: fx.Node) -> fx.Node | None:
+    """What a concatenation begins with, or what a part was split off."""
+    if node.target in (torch.cat, torch.concat) and node.args:
+        parts = node.args[0]
+        return parts[0] if isinstance(parts, list | tuple) and isinstance(parts[0], fx.Node) else None
+    split = node.args[0] if node.target is operator.getitem else None
+    if not isinstance(split, fx.Node):
+        return None
+    name = split.target if isinstance(split.target, str) else getattr(split.target, "__name__", "")
+    source = split.args[0] if name in ("chunk", "split", "tensor_split") and split.args else None
+    return source if isinstance(source, fx.Node) else None
+
+
+def _batch(value: fx.Node, root: nn.Module, whole: set[str]) -> fx.Node:
+    """The earliest value of this batch size that stays in any case."""
+    return next((early for early in reversed(batches(value, root, whole)) if _stays(early)), value)
+
+
+def _stays(value: fx.Node) -> bool:
+    """Whether a value is an input, or read at several places."""
+    return value.op == "placeholder" or len([user for user in value.users if not is_size(user)]) > 1

@@ -1,0 +1,32 @@
+"""What a pass may propose, what it costs, and the engine and its gate: the only code that changes a lifted graph."""
+
+from repfx.rewriting.cost import generates_weight
+from repfx.rewriting.depthwise import FastDepthwise
+from repfx.rewriting.engine import Engine
+from repfx.rewriting.objective import MACS, OBJECTIVES, Objective
+from repfx.rewriting.propagation import Absorption, absorbed, map_over
+from repfx.rewriting.proposal import Add, Apply, Attend, Cat, Expr, Pass, Plain, Proposal, Ref, Shared, Then, Through
+
+__all__ = [
+    "MACS",
+    "OBJECTIVES",
+    "Absorption",
+    "Add",
+    "Apply",
+    "Attend",
+    "Cat",
+    "Engine",
+    "Expr",
+    "FastDepthwise",
+    "Objective",
+    "Pass",
+    "Plain",
+    "Proposal",
+    "Ref",
+    "Shared",
+    "Then",
+    "Through",
+    "absorbed",
+    "generates_weight",
+    "map_over",
+]
