@@ -87,14 +87,12 @@ def test_the_explained_pass_is_the_example() -> None:
     assert body in (ROOT / "examples" / "custom_pass.py").read_text()
 
 
-def test_the_architecture_page_lists_the_layers_as_they_are() -> None:
-    from tests.test_layering import LAYERS
+def test_the_architecture_page_has_the_rooms_and_files_as_they_are() -> None:
+    from benchmarks.house import PAGE, PICTURE, files, page
 
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    for layer, rooms in LAYERS.items():
-        row = next(line for line in page.split("\n") if line.startswith(f"| {layer} |"))
-        shown = [name.replace("/", ".").removesuffix(".py").strip(".") for name in re.findall(r"`([^`]+)`", row)]
-        assert shown == [room if room != "repfx" else "repfx.__init__" for room in rooms]
+    text = PAGE.read_text()
+    assert page(files(), text) == text, "run python -m benchmarks.house --write"
+    assert PICTURE.exists()
 
 
 def test_the_first_command_of_the_readme_is_all_there_is() -> None:
@@ -105,10 +103,3 @@ def test_the_first_command_of_the_readme_is_all_there_is() -> None:
     gate = (ROOT / ".ci" / "run").read_text()
     assert "README.md" in gate, "the gate runs these two, to the letter"
     assert '"$work/repfx"' in gate
-
-
-def test_the_architecture_page_names_every_file() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    files = [path for package in ("repfx", "passes") for path in sorted((ROOT / package).rglob("*.py"))]
-    missing = [str(path.relative_to(ROOT)) for path in files if f"| `{path.relative_to(ROOT)}` |" not in page]
-    assert missing == [], "say in docs/architecture.md what these own"

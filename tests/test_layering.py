@@ -1,8 +1,10 @@
-"""The layers of docs/architecture.md hold: who may import whom, and that every import order works."""
+"""The rooms of docs/architecture.md hold: who may import whom, through which face; and every import order works."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import itertools
 import subprocess
 import sys
@@ -14,91 +16,33 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("repfx", "passes", "repnext")
 
-# A room imports only rooms that stand before it.  A new file needs a place here.
-LAYERS: dict[str, tuple[str, ...]] = {
-    "values": (
-        "repfx.decline",
-        "repfx.incidence",
-        "repfx.values",
-        "repfx.kernels",
-        "repfx.affine",
-        "repfx.makers",
-        "repfx.parallel",
-        "repfx.serial",
-        "repfx.form",
-        "repfx.ops",
-        "repfx.modules",
-        "repfx.report",
-    ),
-    "reading": (
-        "repfx.messages",
-        "repfx.aten",
-        "repfx.walking",
-        "repfx.functional",
-        "repfx.introspection",
-        "repfx.reach",
-        "repfx.arguments",
-        "repfx.islands",
-        "repfx.inplace",
-        "repfx.dead",
-        "repfx.sizes",
-        "repfx.keywords",
-        "repfx.recording",
-        "repfx.state",
-        "repfx.constants",
-        "repfx.shapes",
-        "repfx.questions",
-        "repfx.traced",
-        "repfx.surroundings",
-        "repfx.unread",
-        "repfx.tracing",
-        "repfx.example_tracer",
-        "repfx.leaks",
-        "repfx.worlds",
-        "repfx.spelling",
-        "repfx.capture",
-        "repfx.lifting",
-        "repfx.graph",
-        "repfx.alike",
-        "repfx.attention",
-        "repfx.strands",
-        "repfx.regions",
-        "repfx.agreement",
-    ),
-    "deciding": ("repfx.cost", "repfx.objective", "repfx.protocol", "repfx.absorbing"),
-    "passes": ("passes",),
-    "writing": (
-        "repfx.emission",
-        "repfx.attending",
-        "repfx.layout",
-        "repfx.depthwise",
-        "repfx.verification",
-        "repfx.precision",
-        "repfx.equivalence",
-        "repfx.inputs",
-        "repfx.whole",
-        "repfx.expressions",
-        "repfx.repeating",
-        "repfx.building",
-        "repfx.rewriting",
-        "repfx.sharing",
-        "repfx.naming",
-        "repfx.assembly",
-    ),
-    "composing": ("repfx.attributes", "repfx.keys", "repfx.counting", "repfx.compilation", "repfx.compiler", "repfx"),
-    "outside": (
-        "repfx.files",
-        "repfx.weights",
-        "repfx.models",
-        "repfx.checkpoint",
-        "repfx.layered",
-        "repfx.drawing",
-        "repfx.export",
-        "repfx.cli",
-    ),
-}
-ORDER = [room for rooms in LAYERS.values() for room in rooms]
-CALL_TIME = {("repfx.compiler", "passes"), ("repfx.models", "repnext")}  # looked up by name, when called
+# A room imports only from rooms that stand before it.  A new file belongs to one of these rooms.
+ORDER = (
+    "repfx.decline",
+    "repfx.errors",
+    "repfx.introspection",
+    "repfx.algebra",
+    "repfx.layers",
+    "repfx.reporting",
+    "repfx.graph",
+    "repfx.state",
+    "repfx.tracing",
+    "repfx.capture",
+    "repfx.lifting",
+    "repfx.emission",
+    "repfx.attention",
+    "repfx.rewriting",
+    "passes",
+    "repfx.verification",
+    "repfx.pipeline",
+    "repfx.compiler",
+    "repfx",
+    "repfx.io",
+    "repfx.export",
+    "repfx.drawing",
+    "repfx.cli",
+)
+CALL_TIME = {("repfx.compiler", "passes"), ("repfx.io.model_names", "repnext")}  # looked up by name, when called
 
 
 def modules() -> dict[str, Path]:
@@ -134,15 +78,24 @@ def room(module: str) -> str:
     return parts[0] if parts[0] != "repfx" else ".".join(parts[:2])
 
 
-def test_every_file_has_a_layer_and_every_layer_has_files() -> None:
+def face_of(name: str) -> set[str]:
+    """What a room exports."""
+    for node in ast.parse(MODULES[name].read_text()).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
+                return set(ast.literal_eval(value))
+    return set()
+
+
+def test_every_file_is_in_a_room_and_every_room_has_files() -> None:
     rooms = {room(module) for module in MODULES if not module.startswith("repnext")}
-    assert not rooms - set(ORDER), "name the layer of these in LAYERS and in docs/architecture.md"
+    assert not rooms - set(ORDER), "name the place of these in ORDER and in docs/architecture.md"
     assert not set(ORDER) - rooms, "these rooms are gone"
     assert len(set(ORDER)) == len(ORDER)
 
 
 @pytest.mark.parametrize("module", sorted(name for name in MODULES if room(name) in ORDER))
-def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
+def test_a_module_imports_only_from_rooms_before_its_own(module: str) -> None:
     own = room(module)
     for imported in imports(module):
         other = room(imported)
@@ -150,6 +103,21 @@ def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
             continue
         assert other in ORDER, f"{module} imports {imported}"
         assert ORDER.index(other) < ORDER.index(own), f"{module} imports {imported}, which stands after it"
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if room(name) in ORDER))
+def test_other_rooms_are_entered_through_their_face(module: str) -> None:
+    foreign = [name for name in imports(module) if room(name) not in (room(module), name)]
+    deep = [name for name in foreign if name.rpartition(".")[2] not in face_of(room(name))]
+    assert deep == [], f"{module} reaches into other rooms; import from their face"
+
+
+@pytest.mark.parametrize("name", [room for room in ORDER if room in MODULES and MODULES[room].name == "__init__.py"])
+def test_a_face_says_what_the_room_owns_and_hides_none_of_its_files(name: str) -> None:
+    assert ast.get_docstring(ast.parse(MODULES[name].read_text()))
+    exported = {n for n in face_of(name) if not inspect.ismodule(getattr(importlib.import_module(name), n))}
+    files = {path.stem for path in MODULES[name].parent.glob("*.py")}
+    assert not exported & files, "a name of the face has the name of a file, which `import` would then not find"
 
 
 def test_passes_never_import_the_package_root() -> None:

@@ -1,5 +1,6 @@
 """What one affine map is, and how maps combine: structure as integers, numbers as lazy float64 values; no fx."""
 
+from repfx.algebra import constructors
 from repfx.algebra.affine import (
     ZEROS,
     AffineConv,
@@ -35,6 +36,7 @@ __all__ = [
     "add",
     "compose",
     "concat",
+    "constructors",
     "contiguous",
     "form_of",
     "gathered",

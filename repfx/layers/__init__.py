@@ -5,7 +5,7 @@ They can be trained, exported, copied and pickled.
 
 from repfx.layers.border import BorderTerm
 from repfx.layers.channels import ChannelOrder, ChannelSlice, ScaleShift
-from repfx.layers.convolution import EXTENDED, PLAIN, TRANSPOSED
+from repfx.layers.convolution import EXTENDED, PLAIN, TRANSPOSED, Extended
 from repfx.layers.custom_function import CustomFunction
 from repfx.layers.emitted import EMITTED
 from repfx.layers.functional import assign
@@ -22,6 +22,7 @@ __all__ = [
     "ChannelOrder",
     "ChannelSlice",
     "CustomFunction",
+    "Extended",
     "Guard",
     "ScaleShift",
     "SizeGuard",

@@ -15,8 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from repfx.algebra import AffineConv, Border, constructors, leaf
 from repfx.decline import Decline, Reason
 from repfx.graph import Affine, Alias, Context, Op, Opaque, Resampling, Resolution, argument, tuple_of
-from repfx.layers import BorderTerm
-from repfx.layers.convolution import Extended
+from repfx.layers import BorderTerm, Extended
 
 Rule = Callable[[fx.Node, Any, Context], Op | None]
 

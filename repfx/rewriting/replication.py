@@ -1,7 +1,7 @@
 """What was done to one stretch of a graph is done to those like it, each with its own weights.
 
-The first stretch of a family (`repfx.rewriting.isomorphism`) was rewritten by proposals that looked at nothing outside it.
-Its new nodes are made again for another stretch: every map is derived in the same way from the maps of the
+The first stretch of a family (`repfx.rewriting.isomorphism`) was rewritten by proposals that looked at nothing
+outside it.  Its new nodes are made again for another stretch: every map is derived in the same way from the maps of the
 other stretch's own operations, whose structure must be the same.  Anything that does not fit leaves the other stretch
 as it was, to be rewritten by proposals of its own.
 """
