@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from benchmarks.sweep_subjects import NotInstalledError, Subject, build, inputs, subjects
-from repfx.capture import in_place as inplace
 from repfx.errors import InputError
+from repfx.tracing.mutable import MutableProxy
 from tests import hostile
 from tests.blocks import REGISTRY, Entry
 from tests.second_opinion import (
@@ -366,7 +366,7 @@ def test_a_capture_that_forgets_memory_is_noticed(monkeypatch: pytest.MonkeyPatc
     _assert_equal(_of(Overwritten(), honest))
     functional = {operator.iadd: operator.add}
     monkeypatch.setattr(
-        inplace.MutableProxy,
+        MutableProxy,
         "_in_place",
         lambda self, target, other: self.tracer.create_proxy("call_function", functional[target], (self, other), {}),
     )
