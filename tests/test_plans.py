@@ -27,14 +27,15 @@ SMALL = (
 )
 
 
-KINDS = ("convolutions", "linears", "batch_norms", "border_terms", "parameters")
+KINDS = ("convolutions", "batch_norms", "border_terms", "parameters")
 
 
 def compare(model: nn.Module, example: tuple[torch.Tensor, ...] | None, objective: str) -> None:
     """Without an example all counts are equal.
 
     With one, the built network is counted by running it, where torch executes some functions (a normalisation of
-    vectors) as several; then its graph has all the counts, and what is executed the heavy ones.
+    vectors) as several, and some products as linears; then its graph has all the counts, and what is executed those
+    of convolutions and batch norms.
     """
     plan = repfx.explain(model, example, objective=objective)
     fused = repfx.reparameterize(model, example, objective=objective, verify=False)
