@@ -3,6 +3,7 @@
     python -m tests.mutations                 # all mutants, a few seconds each
     python -m tests.mutations --list
     python -m tests.mutations bias-by-1-percent wrong-group
+    python -m tests.mutations --share 1/2     # every second one: start 1/2 and 2/2 side by side
 
 A mutant is one small change of the source (a sign, a flip, a pad by one, a bias by 1 %, a wrong group
 index, a guard that always says yes) in a temporary copy of the tree.  The fast part of the suite runs
@@ -81,7 +82,19 @@ class Mutant:
         if len(places) != 1:
             return f"{len(places)} symbols are called {self.symbol}"
         count = len(self._found(places[0]))
-        return "" if count == 1 else f"{self.symbol} holds {count} times: {self.old}"
+        if count != 1:
+            return f"{self.symbol} holds {count} times: {self.old}"
+        try:
+            ast.parse(self._changed(places[0]))
+        except SyntaxError as error:
+            return f"is no Python: {error}"
+        return ""
+
+    def _changed(self, place: Place) -> str:
+        """The text of the file with the change made."""
+        ((start, end),) = self._found(place)
+        text = place.path.read_text()
+        return text[:start] + self.new.strip() + text[end:]
 
     def _found(self, place: Place) -> list[tuple[int, int]]:
         """From where to where in its file the old words stand."""
@@ -101,9 +114,7 @@ class Mutant:
     def apply(self, root: Path) -> None:
         """Change the copy at `root`."""
         (place,) = places_of(self.symbol, str(root))
-        ((start, end),) = self._found(place)
-        text = place.path.read_text()
-        place.path.write_text(text[:start] + self.new.strip() + text[end:])
+        place.path.write_text(self._changed(place))
 
 
 @dataclass(frozen=True)
@@ -523,7 +534,7 @@ MUTANTS = (
         "no-other-autocast",
         "surroundings.WorldTracer.trace",
         "for device in _DEVICES if self.gradients",
-        "for device in ()",
+        "for device in () if self.gradients",
     ),
     Mutant(
         "what-is-left-is-not-looked-at", "worlds._left_behind", "if not changed and not kept", "if True or not kept"
@@ -974,7 +985,31 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def run_suite(root: Path, *options: str) -> tuple[int, str]:
+# What is likeliest to notice a mutant comes first: the tests stop at the first failure.
+NEAREST = {
+    "algebra": ("tests/test_serial.py", "tests/test_parallel.py", "tests/test_algebra_laws.py", "tests/test_form.py"),
+    "layers": ("tests/test_border.py", "tests/test_form.py", "tests/test_arguments.py"),
+    "graph": ("tests/test_sizes.py", "tests/test_lifting.py", "tests/test_unlisted_traps.py"),
+    "state": ("tests/test_truth.py", "tests/test_unlisted_traps.py"),
+    "tracing": ("tests/test_truth.py", "tests/test_net.py", "tests/test_questions.py", "tests/test_arguments.py"),
+    "capture": ("tests/test_inplace.py", "tests/test_unlisted_traps.py", "tests/test_truth.py"),
+    "lifting": ("tests/test_lifting.py", "tests/test_spellings.py", "tests/test_traps.py"),
+    "emission": ("tests/test_sharing.py", "tests/test_form.py"),
+    "attention": ("tests/passes", "tests/test_layout.py"),
+    "passes": ("tests/passes",),
+    "rewriting": ("tests/passes", "tests/test_alike.py", "tests/test_traps.py"),
+    "verification": ("tests/test_comparison.py",),
+    "pipeline": ("tests/test_comparison.py", "tests/test_truth.py"),
+}
+
+
+def suite_for(mutant: Mutant) -> tuple[str, ...]:
+    """The tests, those first that are nearest to the mutant's room."""
+    first = NEAREST.get(mutant.file().parent.name, ())
+    return (*first, *(path for path in SUITE if path not in first))
+
+
+def run_suite(root: Path, suite: Sequence[str], *options: str) -> tuple[int, str]:
     """Exit code and output of the fast part of the suite, in the tree at `root`.
 
     Runs in a fork: torch and the other libraries are imported once, our own packages anew each time.
@@ -991,7 +1026,7 @@ def run_suite(root: Path, *options: str) -> tuple[int, str]:
             del sys.modules[name]
         sys.path[:] = [str(root), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
         sys.dont_write_bytecode = True
-        code = pytest.main(["-p", "no:cacheprovider", "-q", "--tb=no", *options, *SUITE])
+        code = pytest.main(["-p", "no:cacheprovider", "-q", "--tb=no", *options, *suite])
         sys.stdout.flush()
         os._exit(int(code))
     _, status = os.waitpid(child, 0)
@@ -1007,7 +1042,7 @@ def check(mutants: Sequence[Mutant]) -> int:
     """Run each mutant and print what noticed it; the number that went unnoticed."""
     with tempfile.TemporaryDirectory() as name:
         root = copied(Path(name))
-        code, output = run_suite(root)
+        code, output = run_suite(root, SUITE)
         known = failures(output)
         if code not in (0, 1):
             raise SystemExit(f"the suite does not run without a mutant:\n{output}")
@@ -1024,7 +1059,7 @@ def check(mutants: Sequence[Mutant]) -> int:
             file, started = mutant.file(root), time.perf_counter()
             original = file.read_text()
             mutant.apply(root)
-            code, output = run_suite(root, "-x", *skip)
+            code, output = run_suite(root, suite_for(mutant), "-x", *skip)
             file.write_text(original)
             seconds, found = time.perf_counter() - started, failures(output)
             if code == 1 and found:
@@ -1032,6 +1067,7 @@ def check(mutants: Sequence[Mutant]) -> int:
             else:
                 unnoticed += 1
                 print(f"UNNOTICED {mutant.name:38} {seconds:5.1f} s  pytest exit code {code}", flush=True)
+                print(output[-2000:] if code else "", flush=True)
     print(f"{len(mutants) - unnoticed} of {len(mutants)} mutants noticed")
     return unnoticed
 
@@ -1040,6 +1076,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="mutants to run (default: all)")
+    parser.add_argument("--share", default="1/1", help="which part of the mutants, of how many: 1/2")
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
     arguments = parser.parse_args()
     if arguments.list:
@@ -1050,7 +1087,8 @@ def main() -> int:
     if unknown:
         parser.error(f"no mutant is called {', '.join(sorted(unknown))}; see --list")
     chosen = [m for m in MUTANTS if not arguments.names or m.name in arguments.names]
-    return min(check(chosen), 1)
+    part, parts = map(int, arguments.share.split("/"))
+    return min(check(chosen[part - 1 :: parts]), 1)
 
 
 if __name__ == "__main__":
