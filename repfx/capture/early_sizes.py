@@ -14,15 +14,12 @@ import torch
 from torch import fx, nn
 
 from repfx.graph import (
-    BATCHED,
-    BATCHED_FUNCTIONS,
-    NORM_FUNCTIONS,
-    NORMS,
     batches,
-    before,
     is_shape,
     is_size,
     module_at,
+    normalised_by,
+    of_one_rank_before,
     remove_dead,
     size_read,
 )
@@ -32,7 +29,7 @@ from repfx.layers import SizeGuard
 def read_sizes_early(graph: fx.Graph, root: nn.Module, whole: set[str]) -> None:
     """Let size reads name the earliest value that fits, in place."""
     for node in list(graph.nodes):
-        source = before(node, root, whole, NORMS, NORM_FUNCTIONS)
+        source = normalised_by(node, root, whole)
         if source is not None and _stays(source):
             for user in [user for user in node.users if is_size(user)]:
                 user.replace_input_with(node, source)
@@ -79,7 +76,7 @@ def _of_one_rank(value: fx.Node, root: nn.Module, whole: set[str]) -> list[fx.No
     step: fx.Node | None = value
     while step is not None and step not in found:
         found.append(step)
-        step = before(step, root, whole, BATCHED, BATCHED_FUNCTIONS) or _part_of(step)
+        step = of_one_rank_before(step, root, whole) or _part_of(step)
     return found
 
 

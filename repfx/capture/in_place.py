@@ -20,34 +20,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repfx.graph import is_size, module_at, modules_of, tensors_of
+from repfx.graph import (
+    OPERATIONS,
+    Draws,
+    OpKind,
+    Shares,
+    argument,
+    is_size,
+    module_at,
+    modules_of,
+    name_of,
+    operation_named,
+    tensors_of,
+)
 from repfx.layers import CustomFunction, assign
 from repfx.tracing import may_overwrite
 
-_VIEWS = {
-    "view", "reshape", "flatten", "transpose", "permute", "contiguous", "expand", "chunk", "split", "unbind",
-    "squeeze", "unsqueeze", "narrow", "getitem", "select", "view_as", "t", "expand_as", "detach", "swapaxes",
-    "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "to", "type", "type_as", "float", "double",
-    "half", "bfloat16", "cpu", "cuda", "unflatten", "unfold", "movedim", "moveaxis", "swapdims", "diagonal",
-    "as_strided",
-    "reshape_as", "broadcast_to", "ravel", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
-    "feature_alpha_dropout", "real", "positive", "pos", "__pos__", "atleast_1d", "atleast_2d", "atleast_3d", "conj",
-    "resolve_conj", "resolve_neg", "view_as_real", "view_as_complex", "slice_inverse", "identity", "requires_grad_",
-    "einsum", "broadcast_tensors", "adjoint", "unsafe_chunk", "unsafe_split", "long", "int", "short", "char", "byte",
-    "bool", "cfloat", "cdouble", "chalf", "conj_physical", "sum_to_size", "to_dense", "alias", "asarray", "as_tensor",
-    "from_dlpack", "align_tensors", "align_to", "align_as", "refine_names", "rename", "as_subclass", "pin_memory",
-    "linalg_diagonal", "values", "indices", "crow_indices", "col_indices", "ccol_indices", "row_indices", "numpy",
-    "coalesce", "dequantize", "meshgrid", "block_diag", "cartesian_prod", "index", "resize_as", "module_load", "imag",
-    "lift",
-}  # fmt: skip
-_VIEWS_OF_ALL = (
-    "einsum", "broadcast_tensors", "align_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "meshgrid", "block_diag",
-    "cartesian_prod",
-)  # fmt: skip
 _OVERWRITING = ("iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "imod", "iand", "ior", "ixor", "ilshift",
                 "irshift", "imatmul")  # fmt: skip
 _FACTS = ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "itemsize", "names")
-_SAME_MODULES = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
 
 
 def functionalize(graph: fx.Graph, root: nn.Module, whole: Iterable[str] = ()) -> None:
@@ -181,16 +172,9 @@ def works_in_place(module: nn.Module) -> bool:
     return module.__dict__.get("inplace") is True
 
 
-_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
-
-
 def _drops_nothing(module: nn.Module) -> bool:
     """Whether a module is a dropout that returns its argument as it is, and so writes nothing."""
     return isinstance(module, nn.modules.dropout._DropoutNd) and (not module.training or module.p == 0)
-
-
-def _argument(node: fx.Node, position: int, name: str) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
 def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
@@ -206,21 +190,28 @@ def _mutated(node: fx.Node, root: nn.Module) -> fx.Node | None:
             module = module_at(root, str(node.target))
             return first if works_in_place(module) and not _drops_nothing(module) else None
         case "call_function":
-            name = _name(node)
-            if getattr(node.target, "__module__", "") == "_operator":  # `and_` and `or_` write nothing
-                return first if name in _OVERWRITING or name == "setitem" else None
-            if name in _DROPOUTS and _argument(node, 2, "training") is False:
-                return None
-            if node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__")):
-                return first
-            return None
+            return first if _function_overwrites(node) else None
         case "call_method":
-            name = str(node.target)
-            if name == "requires_grad_":
-                return None
-            return first if name.endswith("_") and not name.endswith("__") else None
+            return first if _ends_in_place(node) and node.target != "requires_grad_" else None
         case _:
             return None
+
+
+def _function_overwrites(node: fx.Node) -> bool:
+    """Whether a function writes into its first argument."""
+    name = _name(node)
+    if getattr(node.target, "__module__", "") == "_operator":  # `and_` and `or_` write nothing
+        return name in _OVERWRITING or name == "setitem"
+    info = operation_named(node)
+    drops = info is not None and info.kind is OpKind.COPY and info.draws is Draws.TRAINING
+    if drops and argument(node, 2, "training") is False:
+        return False  # a dropout that drops nothing
+    return node.kwargs.get("inplace") is True or _ends_in_place(node)
+
+
+def _ends_in_place(node: fx.Node) -> bool:
+    name = _name(node)
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _listed(node: fx.Node) -> list[fx.Node]:
@@ -229,10 +220,10 @@ def _listed(node: fx.Node) -> list[fx.Node]:
     out = node.kwargs.get("out")
     if isinstance(out, tuple | list):
         return [value for value in out if isinstance(value, fx.Node)]
-    if name in ("batch_norm", "instance_norm") and _argument(node, 5, "training") is True:
-        running = (_argument(node, 1, "running_mean"), _argument(node, 2, "running_var"))
+    if name in ("batch_norm", "instance_norm") and argument(node, 5, "training") is True:
+        running = (argument(node, 1, "running_mean"), argument(node, 2, "running_var"))
         return [value for value in running if isinstance(value, fx.Node) and value.op == "get_attr"]
-    overwrites = node.op == "call_function" and name.endswith("_") and not name.endswith("__")
+    overwrites = node.op == "call_function" and _ends_in_place(node)
     if not overwrites or not isinstance(first, list | tuple):
         return []
     return [value for value in first if isinstance(value, fx.Node)]
@@ -256,29 +247,36 @@ def _aliases(node: fx.Node, root: nn.Module) -> set[fx.Node]:
 
 def _viewed(node: fx.Node, root: nn.Module) -> list[fx.Node]:
     """The arguments whose memory a value may share."""
-    if not _is_view(node, root):
-        return []
-    given = node.all_input_nodes
-    known = node.op != "call_module" or isinstance(module_at(root, str(node.target)), _SAME_MODULES)
-    return given[:1] if known and _name(node) not in _VIEWS_OF_ALL else given
+    match _shares(node, root):
+        case Shares.NOTHING:
+            return []
+        case Shares.FIRST:
+            return node.all_input_nodes[:1]
+        case Shares.ALL:
+            return node.all_input_nodes
 
 
-def _is_view(node: fx.Node, root: nn.Module) -> bool:
-    if node.meta.get("aliased") and _mutated(node, root) is not None:
-        return True  # it returns the very tensor that it overwrote
+def _shares(node: fx.Node, root: nn.Module) -> Shares:
+    """Whose memory a value may be."""
     if node.op == "call_module":
-        module = module_at(root, str(node.target))
-        if not type(module).__module__.startswith("torch.nn"):
-            return True  # code we do not read may return its argument
-        return isinstance(module, _SAME_MODULES)
-    if node.op not in ("call_function", "call_method"):
-        return False
+        return _shares_module(node, module_at(root, str(node.target)))
+    if node.meta.get("aliased") and _mutated(node, root) is not None:
+        return Shares.FIRST  # it returns the very tensor that it overwrote
     if node.target is getattr:
-        return node.args[1] not in _FACTS  # x.T, x.mT, x.data, x.real
-    return _name(node) in _VIEWS
+        return Shares.NOTHING if node.args[1] in _FACTS else Shares.FIRST  # x.T, x.mT, x.data, x.real
+    info = operation_named(node)
+    return Shares.NOTHING if info is None else info.shares
+
+
+def _shares_module(node: fx.Node, module: nn.Module) -> Shares:
+    """Code that we do not read may return any of its arguments, and a module that works in place its first."""
+    info = OPERATIONS.of_module(module)
+    if info is None:
+        return Shares.ALL
+    in_place = node.meta.get("aliased") and works_in_place(module) and not _drops_nothing(module)
+    return Shares.FIRST if in_place else info.shares
 
 
 def _name(node: fx.Node) -> str:
     """What a method or function is called; the overloads of an ATen operation have one name."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return str(name).partition(".")[0]
+    return name_of(node).partition(".")[0]

@@ -247,6 +247,3 @@ def remove_guards(graph: fx.Graph) -> None:
         if is_assertion(node):
             graph.erase_node(node)
     remove_dead(graph)
-
-
-_SAME_SIZE = (nn.modules.batchnorm._BatchNorm, nn.Identity, nn.Dropout)

@@ -9,7 +9,7 @@ refused.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,9 +25,9 @@ from repfx.capture import capture
 from repfx.compiler import report
 from repfx.drawing.layered import Layout, layout_of
 from repfx.errors import UserError
-from repfx.graph import Constants, place_of
+from repfx.graph import OPERATIONS, Constants, Draws, OpInfo, OpKind, name_of, operation_named, place_of
 from repfx.io import whole_output
-from repfx.layers import BorderTerm, ChannelOrder, ChannelSlice, ScaleShift
+from repfx.layers import BorderTerm
 
 ENDINGS = (".png", ".svg", ".pdf")
 COLOURS = {  # kind of operation -> fill; chosen to differ in lightness too
@@ -44,9 +44,28 @@ COLOURS = {  # kind of operation -> fill; chosen to differ in lightness too
 }
 DARK = ("convolution", "linear")  # fills that carry white text
 LETTER, LINE = 0.082, 0.155  # inches that one character and one line of a label take
-NO_OPS = (nn.Identity, nn.Dropout, ChannelSlice)
-ACTIVATIONS = ("relu", "relu6", "gelu", "silu", "sigmoid", "hardswish", "hardsigmoid", "tanh", "softmax")
-WORDS = {"iadd": "add", "sub": "subtract", "isub": "subtract", "imul": "mul", "truediv": "div", "concat": "cat"}
+FILLS = {  # what kinds of operations are drawn as; those left out are drawn as "other"
+    OpKind.CONVOLUTION: "convolution",
+    OpKind.TRANSPOSED: "convolution",
+    OpKind.LINEAR: "linear",
+    OpKind.BATCH_NORM: "norm",
+    OpKind.NORM: "norm",
+    OpKind.SCALE_SHIFT: "norm",
+    OpKind.BORDER_TERM: "border term",
+    OpKind.ADD: "add",
+    OpKind.CONCAT: "split, concatenate",
+    OpKind.SPLIT: "split, concatenate",
+    OpKind.PERMUTATION: "split, concatenate",
+    OpKind.ACTIVATION: "activation",
+}
+LABELS = {  # where the code's own word would not do
+    OpKind.CONVOLUTION: "conv",
+    OpKind.TRANSPOSED: "transposed conv",
+    OpKind.BATCH_NORM: "batch norm",
+    OpKind.NORM: "norm",
+    OpKind.SCALE_SHIFT: "scale, shift",
+    OpKind.PERMUTATION: "reorder",
+}
 
 
 @dataclass(frozen=True)
@@ -144,8 +163,7 @@ def _operations(graph: fx.Graph, root: nn.Module, inside: Callable[[fx.Node], bo
         if _is_no_op(node, root):
             names[node] = value(sources[0])
             continue
-        for box in _boxes(node, root):
-            picture.add_node(node.name, box=box)
+        picture.add_node(node.name, box=_box(node, root))
         for source in sources:
             picture.add_edge(value(source), node.name)
         names[node] = _with_borders(picture, node, root)
@@ -158,51 +176,50 @@ def _operations(graph: fx.Graph, root: nn.Module, inside: Callable[[fx.Node], bo
     return picture
 
 
+def _info(node: fx.Node, root: nn.Module) -> OpInfo | None:
+    """What the table of operations says of a node: of what it is like, whatever it computes."""
+    if node.op == "call_module":
+        return OPERATIONS.like(root.get_submodule(str(node.target)))
+    return operation_named(node)
+
+
 def _is_no_op(node: fx.Node, root: nn.Module) -> bool:
-    if node.op == "call_module":
-        return isinstance(root.get_submodule(str(node.target)), NO_OPS)
-    return getattr(node.target, "__name__", node.target) in ("getitem", "contiguous", "dropout")
+    """Whether a node does nothing that is drawn: it hands a value on, or takes one part of a split."""
+    info = _info(node, root)
+    if info is None:
+        return False
+    dropout = info.kind is OpKind.COPY and info.draws is not Draws.NEVER
+    return info.kind is OpKind.ITEM or dropout or info.name in ("identity", "contiguous")
 
 
-def _boxes(node: fx.Node, root: nn.Module) -> Iterable[Box]:
-    if node.op == "call_module":
-        yield _module_box(root.get_submodule(str(node.target)))
-        return
-    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
-    word = WORDS.get(name.rstrip("_"), name.rstrip("_"))
-    if word == "add":
-        yield Box("+", "add")
-    elif word == "batch_norm":
-        yield Box("batch norm", "norm")
-    elif word in ("cat", "chunk", "split", "stack", "index_select"):
-        yield Box(word, "split, concatenate")
-    elif word in ("conv1d", "conv2d", "conv3d"):
-        yield Box("conv", "convolution")
-    elif word in ACTIVATIONS:
-        yield Box(word, "activation")
-    else:
-        yield Box(word.replace("_", " "), "other")
+def _box(node: fx.Node, root: nn.Module) -> Box:
+    """The box of one operation."""
+    info = _info(node, root)
+    kind = OpKind.OTHER if info is None else info.kind
+    subtracts = info is not None and kind is OpKind.ADD and info.name != "add"  # which no longer sum swallows
+    fill = "other" if subtracts else FILLS.get(kind, "other")
+    if node.op != "call_module":
+        return Box(_label_of_call(node, kind, info), fill)
+    module = root.get_submodule(str(node.target))
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return _convolution_box(module, LABELS[kind])
+    if isinstance(module, nn.Linear):
+        return Box(f"linear\n{module.in_features} → {module.out_features}", fill)
+    return Box(LABELS.get(kind, type(module).__name__), fill)
 
 
-def _module_box(module: nn.Module) -> Box:
-    match module:
-        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-            return _convolution_box(module, "conv")
-        case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
-            return _convolution_box(module, "transposed conv")
-        case nn.Linear():
-            return Box(f"linear\n{module.in_features} → {module.out_features}", "linear")
-        case nn.modules.batchnorm._BatchNorm():
-            return Box("batch norm", "norm")
-        case nn.LayerNorm() | nn.GroupNorm():
-            return Box("norm", "norm")
-        case ScaleShift():
-            return Box("scale, shift", "norm")
-        case ChannelOrder():
-            return Box("reorder", "split, concatenate")
-        case _:
-            name = type(module).__name__
-            return Box(name, "activation" if name.lower() in ACTIVATIONS else "other")
+def _label_of_call(node: fx.Node, kind: OpKind, info: OpInfo | None) -> str:
+    """A function or method by its own name, where there is no shorter word."""
+    if info is None:
+        return name_of(node).rstrip("_").replace("_", " ")
+    if info.name == "add":
+        return "+"
+    if kind in (OpKind.CONVOLUTION, OpKind.TRANSPOSED, OpKind.BATCH_NORM):
+        return LABELS[kind]
+    return WORDS.get(info.name, info.name.replace("_", " "))
+
+
+WORDS = {"sub": "subtract", "truediv": "div"}  # of operations that are not called by their own name
 
 
 def _convolution_box(conv: nn.modules.conv._ConvNd, word: str) -> Box:

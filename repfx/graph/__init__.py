@@ -1,19 +1,24 @@
 """The lifted graph, and the facts that are read from it: what each node computes, shapes, constants, regions."""
 
-from repfx.graph.constants import Constants, attribute
+from repfx.graph.constants import Constants
 from repfx.graph.context import Context, context_of, is_image
 from repfx.graph.dead_code import draws, has_effect, remove_dead
+from repfx.graph.kept_sizes import batches, normalised_by, of_one_rank_before
+from repfx.graph.kinds import Draws, Keeps, OpKind, Shares
 from repfx.graph.lifted import Call, LiftedGraph, Record, common_path
 from repfx.graph.module_traversal import (
     INDEX,
     NORMALISING,
+    attribute,
     index_modules,
     module_at,
     modules_of,
     note_module,
     tensors_of,
 )
-from repfx.graph.nodes import PENDING, argument, place_of, tuple_of
+from repfx.graph.nodes import PENDING, argument, name_of, place_of, tuple_of
+from repfx.graph.operation_table import OPERATIONS, operation_named, operation_of
+from repfx.graph.operations import OpInfo, functions_of
 from repfx.graph.ops import (
     ANY,
     Affine,
@@ -30,28 +35,15 @@ from repfx.graph.ops import (
     affine_sources,
 )
 from repfx.graph.regions import Dominators, Region, applied, between, dominators, shifted_by, used_outside
-from repfx.graph.shapes import SPLITS, Shapes, part_sizes, split_dim
-from repfx.graph.sizes import (
-    BATCHED,
-    BATCHED_FUNCTIONS,
-    NORM_FUNCTIONS,
-    NORMS,
-    arithmetic,
-    batches,
-    before,
-    is_shape,
-    is_size,
-    size_read,
-)
+from repfx.graph.shapes import Shapes
+from repfx.graph.sizes import arithmetic, is_shape, is_size, size_read
+from repfx.graph.splits import SPLITS, part_sizes, split_dim
 
 __all__ = [
     "ANY",
-    "BATCHED",
-    "BATCHED_FUNCTIONS",
     "INDEX",
     "NORMALISING",
-    "NORMS",
-    "NORM_FUNCTIONS",
+    "OPERATIONS",
     "PENDING",
     "SPLITS",
     "Affine",
@@ -62,16 +54,21 @@ __all__ = [
     "Constants",
     "Context",
     "Dominators",
+    "Draws",
     "Input",
+    "Keeps",
     "LiftedGraph",
     "Normalised",
     "Op",
+    "OpInfo",
+    "OpKind",
     "Opaque",
     "Record",
     "Region",
     "Resampling",
     "Resolution",
     "Shapes",
+    "Shares",
     "Sum",
     "affine_sources",
     "applied",
@@ -79,12 +76,12 @@ __all__ = [
     "arithmetic",
     "attribute",
     "batches",
-    "before",
     "between",
     "common_path",
     "context_of",
     "dominators",
     "draws",
+    "functions_of",
     "has_effect",
     "index_modules",
     "is_image",
@@ -92,7 +89,12 @@ __all__ = [
     "is_size",
     "module_at",
     "modules_of",
+    "name_of",
+    "normalised_by",
     "note_module",
+    "of_one_rank_before",
+    "operation_named",
+    "operation_of",
     "part_sizes",
     "place_of",
     "remove_dead",

@@ -12,22 +12,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from repfx.algebra import leaf
-from repfx.graph.module_traversal import module_at
+from repfx.graph.dead_code import may_draw
+from repfx.graph.kinds import OpKind
+from repfx.graph.module_traversal import attribute
+from repfx.graph.operation_table import operation_named, operation_of
 
-_JUMPS = {
-    "round", "floor", "ceil", "trunc", "fix", "frac", "sign", "sgn", "heaviside", "floordiv", "floor_divide", "mod",
-    "fmod", "remainder", "gt", "lt", "ge", "le", "eq", "ne", "greater", "less", "greater_equal", "less_equal",
-    "argmax", "argmin", "max", "min", "topk", "sort", "argsort", "median", "kthvalue", "bool", "int", "long", "div",
-    "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine", "bucketize", "searchsorted",
-}  # fmt: skip
 _CASTS = ("to", "type_as", "type")
-_FLOATING = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
-    nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm,
-)  # fmt: skip
-_FLOATING_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear", "batch_norm", "layer_norm", "group_norm")
-_KEEPING = ("add", "sub", "mul", "iadd", "isub", "imul", "relu", "sigmoid", "silu", "gelu", "contiguous", "relu_")
-_RANDOM = ("rand", "dropout", "bernoulli", "normal_", "uniform_", "multinomial", "empty")
+_FLOATING = (OpKind.CONVOLUTION, OpKind.TRANSPOSED, OpKind.LINEAR, OpKind.BATCH_NORM, OpKind.NORM)
+_KEEPING = (OpKind.ADD, OpKind.MULTIPLY, OpKind.ACTIVATION)  # the dtype of what they read first
 
 
 class Constants:
@@ -74,14 +66,13 @@ class Constants:
         seen: set[fx.Node] = set()
         while given not in seen:
             seen.add(given)
-            if given.op == "call_module":
-                return isinstance(module_at(self.root, str(given.target)), _FLOATING)
-            if given.op not in ("call_function", "call_method") or not given.all_input_nodes:
+            info = operation_of(given, self.root)
+            if info is None or not given.all_input_nodes:
                 return False
-            name = given.target if isinstance(given.target, str) else getattr(given.target, "__name__", "")
-            if name in _FLOATING_FUNCTIONS:
+            if info.kind in _FLOATING:
                 return True
-            if name not in _KEEPING:
+            keeps = info.elementwise and info.kind in _KEEPING
+            if not keeps and info.name != "contiguous":
                 return False
             given = given.all_input_nodes[0]
         return False
@@ -94,8 +85,7 @@ class Constants:
         inputs = self.read_by(node)
         if not inputs or not all(self._is[a] for a in inputs):
             return False
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        return not any(word in name for word in _RANDOM) and not node.meta.get("aliased")
+        return not may_draw(node) and not node.meta.get("aliased")
 
     def shape(self, node: fx.Node) -> torch.Size | None:
         """Shape of a constant tensor; None if it is no constant or no tensor."""
@@ -142,8 +132,8 @@ class Constants:
         seen, work = {node}, [node]
         while work:
             step = work.pop()
-            name = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", "")
-            if step.op in ("call_function", "call_method") and name.strip("_") in _JUMPS:
+            info = operation_named(step)
+            if info is not None and info.jumps:
                 return True
             fresh = [n for n in self.read_by(step) if n not in seen]
             seen.update(fresh)
@@ -174,11 +164,3 @@ class Constants:
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
-
-
-def attribute(root: nn.Module, path: str) -> Any:
-    """`root.a.b.c` by dotted path."""
-    value: Any = root
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value

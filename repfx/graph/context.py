@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from repfx.decline import Decline, Reason
 from repfx.graph.constants import Constants
 from repfx.graph.module_traversal import module_at, modules_of, tensors_of
-from repfx.graph.nodes import place_of
+from repfx.graph.nodes import name_of, place_of
+from repfx.graph.operation_table import OPERATIONS
 from repfx.graph.ops import Opaque
 from repfx.graph.shapes import Shapes
 from repfx.graph.sizes import size_read
@@ -124,12 +125,12 @@ def context_of(graph: fx.Graph, root: nn.Module, whole: set[str], shapes: Mappin
     return context
 
 
-_MOVES_AXES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "T", "mT", "einsum"}
-
-
 def is_image(node: fx.Node, shape: Sequence[int]) -> bool:
     """Whether axis 1 of an argument of this shape holds channels: nothing that reads it moves its axes first."""
-    if node.op != "placeholder" or len(shape) < 4:
-        return False
-    names = (n.args[1] if n.target is getattr else getattr(n.target, "__name__", n.target) for n in node.users)
-    return _MOVES_AXES.isdisjoint(names)
+    return node.op == "placeholder" and len(shape) >= 4 and not any(_moves_axes(user) for user in node.users)
+
+
+def _moves_axes(node: fx.Node) -> bool:
+    name = str(node.args[1]) if node.target is getattr else name_of(node)  # x.mT, x.permute(...)
+    info = OPERATIONS.named(name)
+    return info is not None and info.moves_axes

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from torch import fx
 
+from repfx.graph.kinds import Draws
+from repfx.graph.nodes import argument, name_of
+from repfx.graph.operation_table import operation_named
+
 
 def has_effect(node: fx.Node) -> bool:
     """Whether running the node does more than return a value.  The call of a module that was read does not."""
@@ -12,20 +16,24 @@ def has_effect(node: fx.Node) -> bool:
     return node.is_impure() or bool(node.meta.get("aliased")) or draws(node)
 
 
+_DRAWING = ("rand", "dropout", "bernoulli", "normal_", "uniform_", "multinomial", "empty")  # in a stranger's name
+
+
+def may_draw(node: fx.Node) -> bool:
+    """Whether two runs of a node may differ: it draws in some mode, or takes memory as it finds it."""
+    info = operation_named(node)
+    drawn = info is not None and info.draws is not Draws.NEVER
+    return drawn or any(word in name_of(node) for word in _DRAWING)
+
+
 def draws(node: fx.Node) -> bool:
     """Whether running the node moves a random generator: what is drawn next depends on it."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if "dropout" in name or name.startswith("rrelu"):
+    name, info = name_of(node), operation_named(node)
+    if "dropout" in name or (info is not None and info.draws is Draws.TRAINING):
         return node.kwargs.get("training", True in node.args[1:]) is not False
     if name == "scaled_dot_product_attention":
-        return bool(node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0.0))
-    return name.startswith("rand") or name.rstrip("_") in _DRAWN
-
-
-_DRAWN = (
-    "bernoulli", "normal", "uniform", "multinomial", "poisson", "exponential", "cauchy", "geometric", "log_normal",
-    "gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d",
-)  # fmt: skip
+        return bool(argument(node, 4, "dropout_p", 0.0))
+    return name.startswith("rand") or (info is not None and info.draws is Draws.ALWAYS)
 
 
 def remove_dead(graph: fx.Graph) -> None:

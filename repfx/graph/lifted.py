@@ -10,13 +10,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from torch import fx, nn
+from torch import fx
 
 from repfx.algebra import AffineConv, form_of
 from repfx.decline import Decline, Reason
 from repfx.graph.context import Context
 from repfx.graph.dead_code import has_effect
+from repfx.graph.kinds import OpKind
 from repfx.graph.nodes import place_of
+from repfx.graph.operation_table import OPERATIONS, operation_named
 from repfx.graph.ops import (
     Affine,
     Alias,
@@ -285,20 +287,25 @@ class LiftedGraph:
                 return "no-op"
             case Normalised():
                 return "norm scale"
-            case Affine(axes=axes):
-                map_ = self.map_of(node, axes or 0) if axes is not None else None
-                if isinstance(map_, AffineConv) and map_.selection is not None:
-                    return "slice"
-                if node.op == "call_module":
-                    return _module_word(self.context.module(node))
-                name = getattr(node.target, "__name__", str(node.target))
-                return {"getitem": "slice", "mul": "scale", "truediv": "scale", "add": "shift"}.get(name, name)
-            case Opaque() if node.op == "call_module":
-                return _module_word(self.context.module(node)).lower()
+            case Affine() as op:
+                return "slice" if self._is_slice(node, op) else self._word(node)
             case Opaque():
-                return str(getattr(node.target, "__name__", node.target))
+                return self._word(node).lower() if node.op == "call_module" else _called(node)
             case _:
                 return "op"
+
+    def _is_slice(self, node: fx.Node, op: Affine) -> bool:
+        map_ = None if op.axes is None else self.map_of(node, op.axes)
+        return isinstance(map_, AffineConv) and map_.selection is not None
+
+    def _word(self, node: fx.Node) -> str:
+        """What an operation is called in a report: by its kind, or as the code calls it."""
+        if node.op != "call_module":
+            info = operation_named(node)
+            return _called(node) if info is None else _WORDS.get(info.kind, _called(node))
+        module = self.context.module(node)
+        info = OPERATIONS.like(module)
+        return type(module).__name__ if info is None else _LAYERS.get(info.kind, type(module).__name__)
 
     def unknown_channels(self, node: fx.Node) -> Decline:
         """The refusal for a value whose channel count structure does not give."""
@@ -362,11 +369,9 @@ def common_path(paths: list[str]) -> str:
     return ".".join(common)
 
 
-def _module_word(module: nn.Module) -> str:
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return "conv"
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return "batch norm"
-    return type(module).__name__
+_LAYERS = {OpKind.CONVOLUTION: "conv", OpKind.LINEAR: "linear", OpKind.BATCH_NORM: "batch norm"}
+_WORDS = {OpKind.ITEM: "slice", OpKind.MULTIPLY: "scale", OpKind.ADD: "shift"}  # of a map that a function is
+
+
+def _called(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))

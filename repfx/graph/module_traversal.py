@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -52,3 +53,11 @@ def module_at(root: nn.Module, path: str) -> nn.Module:
     """`root.get_submodule(path)`, from the index where there is one."""
     found = root.__dict__.get(INDEX, {}).get(path)
     return root.get_submodule(path) if found is None else found
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """`root.a.b.c` by dotted path."""
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value

@@ -19,6 +19,13 @@ def place_of(node: fx.Node) -> str:
     return f"{path}:{node.name}" if path else node.name
 
 
+def name_of(node: fx.Node) -> str:
+    """What a function or method is called; "" for a module, and for what calls nothing."""
+    if node.op not in ("call_function", "call_method"):
+        return ""
+    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
+
+
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     """An argument given by position or by keyword."""
     if len(node.args) > position:

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repfx.algebra import AffineConv, constructors
 from repfx.decline import Decline, Reason
-from repfx.graph import Affine, Context, Op, Opaque, Sum, argument
+from repfx.graph import Affine, Context, Op, Opaque, OpKind, Sum, argument, operation_of
 
 
 def _sum(node: fx.Node, context: Context, sign: float) -> Op | None:
@@ -231,19 +230,23 @@ def _negated(node: fx.Node, context: Context) -> Op | None:
     return Sum(((source, -1.0),)) if isinstance(source, fx.Node) else None
 
 
-def _elementwise(node: fx.Node, *_: object) -> Op | None:
+def channelwise(node: fx.Node, context: Context) -> Op | None:
+    """What computes each channel from the same channel alone, all channels alike; by the table of operations."""
+    info = operation_of(node, context.root)
     source = argument(node, 0, "input")
-    if not isinstance(source, fx.Node) or len(node.all_input_nodes) > 1:
+    if info is None or not isinstance(source, fx.Node) or len(node.all_input_nodes) > 1:
         return None  # clamp(x, low): a bound may differ from channel to channel
-    return Opaque(inputs=(source,))
+    rank = context.shapes.rank(source)
+    pools = info.channelwise and info.axes is not None and rank == info.axes + 2  # of fewer axes it pools channels
+    resizes = info.kind is OpKind.RESIZING
+    return Opaque(inputs=(source,)) if info.elementwise or pools or resizes else None
 
 
 def _prelu(node: fx.Node, module: Any, context: Context) -> Op | None:
-    return _elementwise(node) if module.num_parameters == 1 else Opaque()
-
-
-def _gelu_like(node: fx.Node, module: Any, context: Context) -> Op | None:
-    return _elementwise(node)
+    """One slope for all channels; with several, PReLU tells channels apart."""
+    source = argument(node, 0, "input")
+    alike = module.num_parameters == 1 and isinstance(source, fx.Node)
+    return Opaque(inputs=(source,)) if alike else Opaque()
 
 
 Rule = Callable[[fx.Node, Context], Op | None]
@@ -254,23 +257,10 @@ _div: Rule = lambda node, context: _product(node, context, divide=True)  # noqa:
 _total: Rule = lambda node, context: _reduced(node, context, mean=False)  # noqa: E731
 _mean: Rule = lambda node, context: _reduced(node, context, mean=True)  # noqa: E731
 
-_CHANNELWISE_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.Tanh,
-    nn.Mish, nn.Softplus, nn.Hardtanh, nn.SELU, nn.CELU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
-    nn.AdaptiveMaxPool2d,
-)  # fmt: skip
-_CHANNELWISE_FUNCTIONS = (
-    F.relu, F.relu6, F.gelu, F.silu, F.sigmoid, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.tanh, F.mish,
-    F.softplus, F.hardtanh, F.selu, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.exp, torch.sqrt,
-    torch.abs, torch.square, torch.erf,
-)  # fmt: skip
-
 MODULES: dict[type[nn.Module], Callable[[fx.Node, Any, Context], Op | None]] = {
     nn.PReLU: _prelu,
-    **dict.fromkeys(_CHANNELWISE_MODULES, _gelu_like),
 }
 FUNCTIONS: dict[Any, Rule] = {
-    **dict.fromkeys(_CHANNELWISE_FUNCTIONS, _elementwise),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), _add),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub, torch.subtract), _sub),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply), _mul),
@@ -292,5 +282,4 @@ METHODS: dict[str, Rule] = {
     **dict.fromkeys(("addcmul", "addcdiv"), _accumulated),
     "sum": _total,
     "mean": _mean,
-    **dict.fromkeys(("relu", "sigmoid", "tanh", "clamp", "exp", "sqrt", "abs", "square"), _elementwise),
 }

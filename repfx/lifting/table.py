@@ -70,23 +70,31 @@ def lift(node: fx.Node, context: Context) -> Op:
     if foreign is not None:
         fact = f"computes with {foreign} tensors where the network's are {context.home}"
         return context.declined(node, fact, "convert the model to one real dtype first")
+    if node.op == "placeholder":
+        return Input()
+    if node.op == "call_module" and str(node.target) in context.whole:
+        return Opaque()
+    for rule in _rules_for(node, context):
+        op = rule(node, context)
+        if op is not None:
+            return op
+    return Opaque()
+
+
+def _rules_for(node: fx.Node, context: Context) -> tuple[_Rule, ...]:
+    """The rules that may know a node, in turn."""
     match node.op:
-        case "placeholder":
-            return Input()
         case "call_module":
             module = context.module(node)
-            if str(node.target) in context.whole:
-                return Opaque()
             rule = _module_rule(type(module))  # type: ignore[arg-type]  # the hash is the type's, not its instances'
-            return Opaque() if rule is None else rule(node, module, context) or Opaque()
+            return (arithmetic.channelwise,) if rule is None else (lambda node, context: rule(node, module, context),)
         case "call_function":
             rules = _FUNCTIONS.get(node.target) or _FUNCTIONS.get(getattr(node.target, "__name__", ""), ())
-            return next((op for rule in rules if (op := rule(node, context)) is not None), Opaque())
+            return (*rules, arithmetic.channelwise)
         case "call_method":
-            rules = _METHODS.get(str(node.target), ())
-            return next((op for rule in rules if (op := rule(node, context)) is not None), Opaque())
+            return (*_METHODS.get(str(node.target), ()), arithmetic.channelwise)
         case _:
-            return Opaque()
+            return ()
 
 
 def lift_graph(

@@ -12,16 +12,26 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, prod
 
-import torch.nn.functional as F
 from torch import fx
-from torch.nn.modules import padding
 from torch.nn.utils import parametrize
 
 from repfx.algebra import AffineConv, Form, Kind, form_of
 from repfx.attention import is_call, product_of, transposed_last
 from repfx.decline import Decline
-from repfx.graph import Affine, Alias, Concat, Constant, Input, LiftedGraph, Normalised, Opaque, Resampling, Sum
-from repfx.layers import assign
+from repfx.graph import (
+    Affine,
+    Alias,
+    Concat,
+    Constant,
+    Input,
+    LiftedGraph,
+    Normalised,
+    Opaque,
+    OpKind,
+    Resampling,
+    Sum,
+    operation_of,
+)
 
 
 @dataclass(frozen=True)
@@ -81,16 +91,6 @@ def cost_as_written(map_: AffineConv) -> Cost:
     return cost_of_map(map_)
 
 
-_PADS = (padding._ConstantPadNd, padding._ReflectionPadNd, padding._ReplicationPadNd, padding._CircularPadNd)
-
-
-def _pads(lifted: LiftedGraph, node: fx.Node) -> bool:
-    """Whether a node only extends or crops the image, by whatever value: a copy."""
-    if node.op == "call_module":
-        return isinstance(lifted.context.module(node), _PADS)
-    return node.target in (F.pad, assign)
-
-
 def generates_weight(lifted: LiftedGraph, node: fx.Node) -> bool:
     """Whether a node's weight is computed from parameters in every forward."""
     if node in lifted.records:
@@ -112,7 +112,8 @@ def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
                 return Cost(light=1)
             if node in lifted.records:
                 return cost_of_map(map_)
-            if _pads(lifted, node):
+            info = operation_of(node, lifted.root)
+            if info is not None and info.kind is OpKind.PADDING:
                 return Cost(light=2 if map_.borders else 1)  # a value other than zero is filled in, then copied over
             return cost_as_written(map_) + Cost(light=1 if generates_weight(lifted, node) else 0)
         case Sum(terms=terms, shift=shift):

@@ -11,24 +11,33 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from repfx.graph import OPERATIONS, OpKind
 from repfx.layers import BorderTerm
 from repfx.reporting import OpCounts
 
-_CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
+_AS = {  # what the kinds of operations count as that a dispatcher sees
+    OpKind.CONVOLUTION: "convolutions",
+    OpKind.LINEAR: "linears",
+    OpKind.BATCH_NORM: "batch_norms",
+    OpKind.ADD: "adds",
+    OpKind.MULTIPLY: "muls",
+    OpKind.CONCAT: "concats",
+    OpKind.SPLIT: "splits",
+    OpKind.PERMUTATION: "permutations",
+}
+_LINEARS = ("addmm", "mm")  # what a linear is there
+_BATCHED_PRODUCTS = ("bmm", "baddbmm")
+_FREE = ("empty", "detach", "alias", "lift_fresh")  # no pass over memory, besides the views
 
 
-_LINEARS = ("addmm", "mm", "linear", "mkldnn_linear")
-
-
-_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "batch_norm",
-          "_native_batch_norm_legit", "_batch_norm_no_update")  # fmt: skip
-
-
-_SPLITS = ("split", "split_with_sizes", "chunk", "unbind")
-
-
-_FREE = ("view", "_unsafe_view", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "detach", "alias",
-         "slice",         "select", "as_strided", "_reshape_alias", "lift_fresh", "empty")  # fmt: skip
+def _counted_as(name: str) -> str | None:
+    """What an operation of ATen's counts as; None where it is free."""
+    info = OPERATIONS.named(name)
+    if name in _LINEARS:
+        return "linears"
+    if name in _FREE or (info is not None and info.kind is OpKind.VIEW):
+        return None
+    return "others" if info is None else _AS.get(info.kind, "others")
 
 
 class _Counter(TorchDispatchMode):
@@ -48,34 +57,23 @@ class _Counter(TorchDispatchMode):
         if self.unseen:
             return out
         name = func.overloadpacket.__name__
-        if name in _CONVOLUTIONS:
-            self.add("convolutions")
-            weight = args[1]
-            transposed = bool(args[6]) if len(args) > 6 else False
-            positions = args[0] if transposed else out
-            self.macs += weight[0].numel() * positions.numel()
-        elif name in _LINEARS:
-            self.add("linears")
-            left = args[1] if name == "addmm" else args[0]
-            self.macs += left.shape[-1] * out.numel()
-        elif name in ("bmm", "baddbmm"):
-            self.add("others")
-            self.macs += args[-2].shape[-1] * out.numel()
-        elif name in _NORMS:
-            self.add("batch_norms")
-        elif name in ("add", "add_", "sub", "sub_"):
-            self.add("adds")
-        elif name in ("mul", "mul_", "div", "div_"):
-            self.add("muls")
-        elif name in ("cat", "stack"):
-            self.add("concats")
-        elif name in _SPLITS:
-            self.add("splits")
-        elif name == "index_select":
-            self.add("permutations")
-        elif name not in _FREE and isinstance(out, Tensor | tuple):
-            self.add("others")
+        kind = _counted_as(name)
+        if kind is not None and (kind != "others" or isinstance(out, Tensor | tuple)):
+            self.add(kind)
+            self.macs += _macs(kind, name, args, out)
         return out
+
+
+def _macs(kind: str, name: str, args: Sequence[Any], out: Any) -> int:
+    """The multiply-accumulates of one operation of ATen's."""
+    if kind == "convolutions":
+        transposed = bool(args[6]) if len(args) > 6 else False
+        positions = args[0] if transposed else out
+        return int(args[1][0].numel() * positions.numel())
+    if kind == "linears":
+        left = args[1] if name == "addmm" else args[0]
+        return int(left.shape[-1] * out.numel())
+    return int(args[-2].shape[-1] * out.numel()) if name in _BATCHED_PRODUCTS else 0
 
 
 class _Calls(TorchFunctionMode):

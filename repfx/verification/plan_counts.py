@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -11,36 +10,32 @@ from torch import fx, nn
 
 from repfx.algebra import Form, Kind, form_of
 from repfx.emission import live
-from repfx.graph import LiftedGraph, attribute, is_size, module_at, modules_of
-from repfx.layers import BorderTerm, ChannelOrder, ScaleShift
+from repfx.graph import OPERATIONS, LiftedGraph, OpKind, attribute, is_size, module_at, modules_of, operation_named
 from repfx.reporting import OpCounts
 
-_FUNCTION_KINDS = {
-    "conv1d": "convolutions", "conv2d": "convolutions", "conv3d": "convolutions", "linear": "linears",
-    "batch_norm": "batch_norms", "add": "adds", "iadd": "adds", "sub": "adds", "isub": "adds", "mul": "muls",
-    "imul": "muls", "truediv": "muls", "div": "muls", "cat": "concats", "concat": "concats", "stack": "concats",
-    "concatenate": "concats", "hstack": "concats", "vstack": "concats", "chunk": "splits", "split": "splits",
-    "split_with_sizes": "splits", "unbind": "splits", "index_select": "permutations",
-    "conv_transpose1d": "convolutions", "conv_transpose2d": "convolutions", "conv_transpose3d": "convolutions",
-}  # fmt: skip
-
-_MODULE_KINDS = (
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "convolutions"),
-    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "convolutions"),
-    (nn.Linear, "linears"),
-    (nn.modules.batchnorm._BatchNorm, "batch_norms"),
-    (ChannelOrder, "permutations"),
-    (ScaleShift, "muls"),
-    (BorderTerm, "border_terms"),
-)
+_COUNTED = {  # what each kind of operation is counted as; a form's kinds are the algebra's
+    OpKind.CONVOLUTION: "convolutions",
+    OpKind.TRANSPOSED: "convolutions",
+    OpKind.LINEAR: "linears",
+    OpKind.BATCH_NORM: "batch_norms",
+    OpKind.ADD: "adds",
+    OpKind.MULTIPLY: "muls",
+    OpKind.SCALE_SHIFT: "muls",
+    OpKind.CONCAT: "concats",
+    OpKind.SPLIT: "splits",
+    OpKind.PERMUTATION: "permutations",
+    OpKind.BORDER_TERM: "border_terms",
+    Kind.CONV: "convolutions",
+    Kind.TRANSPOSED: "convolutions",
+    Kind.LINEAR: "linears",
+    Kind.SCALE: "muls",
+}
 
 
 def _kind_of_call(node: fx.Node) -> str | None:
     """What a function or method that is called counts as."""
-    if node.op not in ("call_function", "call_method"):
-        return None
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    kind = _FUNCTION_KINDS.get(name.rstrip("_"))
+    info = operation_named(node)
+    kind = None if info is None else _COUNTED.get(info.kind)
     return None if kind is None or not node.all_input_nodes or is_size(node) else kind
 
 
@@ -68,15 +63,10 @@ def count_module(module: nn.Module) -> Counter[str]:
 
 def _count(module: nn.Module, counts: Counter[str]) -> None:
     for part in module.modules() if module._modules else (module,):
-        kind = _kind_of_module(type(part))  # type: ignore[arg-type]  # the hash is the type's, not its instances'
+        info = OPERATIONS.like(part)
+        kind = None if info is None else _COUNTED.get(info.kind)
         if kind is not None:
             counts[kind] += 1
-
-
-@functools.lru_cache(maxsize=512)
-def _kind_of_module(of: type) -> str | None:
-    """What a module of this type counts as."""
-    return next((kind for types, kind in _MODULE_KINDS if issubclass(of, types)), None)
 
 
 @dataclass
@@ -148,16 +138,11 @@ def count_plan(
     return OpCounts(**{kind: n for kind, n in executed.items() if n}), held
 
 
-_KINDS_OF_FORMS = {
-    Kind.CONV: "convolutions", Kind.TRANSPOSED: "convolutions", Kind.LINEAR: "linears", Kind.SCALE: "muls",
-}  # fmt: skip
-
-
 def _kinds_of_form(form: Form) -> Counter[str]:
     """What the modules of a form count as; a slice is a view, and counts as nothing."""
     counts: Counter[str] = Counter()
-    if form.kind in _KINDS_OF_FORMS:
-        counts[_KINDS_OF_FORMS[form.kind]] += 1
+    if form.kind in _COUNTED:
+        counts[_COUNTED[form.kind]] += 1
         counts["permutations"] += (form.gather is not None and form.gathers) + (form.order is not None)
     elif form.kind is Kind.COPY and form.gathers:
         counts["permutations"] += 1
