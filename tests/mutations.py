@@ -59,6 +59,7 @@ SUITE = (
     "tests/test_comparison.py",
     "tests/test_inplace.py",
     "tests/test_questions.py",
+    "tests/test_operations.py",
     "tests/test_net.py",
 )
 
@@ -626,9 +627,9 @@ MUTANTS = (
     Mutant("dead-draws", "dead_code.has_effect", "or draws(node)\n", "\n"),
     Mutant(
         "masks-joined-in-place",
-        "in_place._mutated",
-        'return first if name in _OVERWRITING or name == "setitem" else None',
-        "return first",
+        "in_place._function_overwrites",
+        'return name in _OVERWRITING or name == "setitem"',
+        "return True",
     ),
     Mutant(
         "initialisers-write-nothing",
@@ -759,10 +760,25 @@ MUTANTS = (
     Mutant("dtypes-mix", "table.lift", "    if foreign is not None:", "    if False:"),
     Mutant(
         "bounds-are-one-number",
-        "arithmetic._elementwise",
-        "    if not isinstance(source, fx.Node) or len(node.all_input_nodes) > 1:",
-        "    if not isinstance(source, fx.Node):",
+        "arithmetic.channelwise",
+        "or not isinstance(source, fx.Node) or len(node.all_input_nodes) > 1:",
+        "or not isinstance(source, fx.Node):",
     ),
+    Mutant(
+        "pooled-channels",
+        "arithmetic.channelwise",
+        "and info.axes is not None and rank == info.axes + 2",
+        "",
+    ),
+    Mutant("slopes-are-one-number", "arithmetic._prelu", "module.num_parameters == 1 and ", ""),
+    Mutant(
+        "own-forwards-are-torchs",
+        "operations.Operations.of_module",
+        "if any(getattr(type(module), name, None) is not getattr(base, name, None) for name in _COMPUTING):",
+        "if False:",
+    ),
+    Mutant("padded-channels-are-known", "shapes_of_layers.padded", "max(0, len(given) - axes)", "2"),
+    Mutant("what-is-broadcast-keeps-its-shape", "kept_sizes.keeps", "len(node.all_input_nodes) > 1", "False"),
     Mutant(
         "instance-norm-weights-ignored",
         "norms._instance_norm",
@@ -775,12 +791,17 @@ MUTANTS = (
         'kept = any(m.op in ("placeholder", "get_attr") for m in family)',
         "kept = False",
     ),
-    Mutant("views-share-no-memory", "in_place._is_view", "    return _name(node) in _VIEWS\n", "    return False\n"),
+    Mutant(
+        "views-share-no-memory",
+        "in_place._shares",
+        "return Shares.NOTHING if info is None else info.shares",
+        "return Shares.NOTHING",
+    ),
     Mutant(
         "getattr-views-share-no-memory",
-        "in_place._is_view",
-        "return node.args[1] not in _FACTS",
-        "return False",
+        "in_place._shares",
+        "return Shares.NOTHING if node.args[1] in _FACTS else Shares.FIRST",
+        "return Shares.NOTHING",
     ),
     Mutant(
         "written-constants-folded", "constants.Constants._decide", 'return not node.meta.get("aliased")', "return True"

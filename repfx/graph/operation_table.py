@@ -107,7 +107,7 @@ def _poolings() -> Iterator[OpInfo]:
     )
     yield from _group("pixel_shuffle", keeps=Keeps.BATCH, shape=layers.pixel_shuffled)
     yield from _group("pixel_unshuffle", keeps=Keeps.BATCH, shape=layers.pixel_unshuffled)
-    yield from _group("channel_shuffle=native_channel_shuffle", keeps=Keeps.SHAPE, shape=same, shares=Shares.FIRST)
+    yield from _group("channel_shuffle=native_channel_shuffle", keeps=Keeps.SHAPE, shape=same)
 
 
 def _elementwise() -> Iterator[OpInfo]:

@@ -59,6 +59,8 @@ def functions_of(info: OpInfo) -> Iterator[Callable[..., Any]]:
     """Every function of torch and Python that is this operation, in place or not."""
     yield from info.functions
     for name in info.names:
+        if name.startswith("__"):
+            continue
         for spelled in (name, f"{name}_"):
             for space in _SPACES:
                 found = getattr(space, spelled, None)
