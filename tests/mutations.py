@@ -504,15 +504,15 @@ MUTANTS = (
     # --- repfx/graph/regions.py, repfx/rewriting/engine.py, repfx/graph/constants.py
     Mutant(
         "factors-of-a-sum-ignored",
-        "regions._step",
-        "parts = [maps[t] if factor == 1.0 else scaled(maps[t], factor) for t, factor in terms]",
-        "parts = [maps[t] for t, factor in terms]",
+        "regions._summed",
+        "maps[term] if factor == 1.0 else scaled(maps[term], factor)",
+        "maps[term]",
     ),
     Mutant("used-outside-ignored", "engine.Engine._refusal", "    if leak is not None:", "    if False:"),
     Mutant(
         "islands-looked-into",
         "table.lift",
-        "if str(node.target) in context.whole:",
+        'if node.op == "call_module" and str(node.target) in context.whole:',
         "if False:",
     ),
     # --- repfx/tracing/signature.py, repfx/tracing/tracer.py, repfx/tracing/proxy_queries.py, repfx/capture/trace.py
@@ -878,9 +878,9 @@ MUTANTS = (
     Mutant("scales-are-noops", "drop_noops.DropNoops.propose", "and map_.is_identity:", "and map_.is_pointwise:"),
     Mutant(
         "parts-in-the-other-order",
-        "regions._step",
-        "joined = concat([maps[p] for p in nodes])",
-        "joined = concat([maps[p] for p in reversed(nodes)])",
+        "regions._concatenated",
+        "joined = concat([maps[part] for part in op.parts])",
+        "joined = concat([maps[part] for part in reversed(op.parts)])",
     ),
     Mutant(
         "shift-of-a-sum-negated",

@@ -277,8 +277,8 @@ CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
         (F.pad, (1, 1)), (F.pad, (1, 1, 0, 2)), (F.pad, (0, 0, 0, 0, 1, 1)), (F.pad, (1, 0, 0, 0, 0, 0, 2, 2)),
         (F.avg_pool2d, 2), (F.max_pool2d, 2), (F.adaptive_avg_pool2d, 3), (F.adaptive_avg_pool2d, (None, 2)),
         (F.interpolate, (3, 3)), (F.conv2d, probe(3, 4, 2, 2)), (F.conv_transpose2d, probe(4, 3, 2, 2)),
-        (F.linear, probe(5, 8)), (F.pixel_shuffle, 2), (F.pixel_unshuffle, 2), (torch.add, Y), (F.relu,), (F.softmax, 1),
-        (torch.add, Y), (F.prelu, probe(4)), (F.glu, 1), (torch.stack,), (torch.clamp, Y), (torch.max, Y),
+        (F.linear, probe(5, 8)), (F.pixel_shuffle, 2), (F.pixel_unshuffle, 2), (torch.add, Y), (F.relu,),
+        (F.softmax, 1), (F.prelu, probe(4)), (F.glu, 1), (torch.stack,), (torch.clamp, Y), (torch.max, Y),
     )),
     (torch.cat, ([X, X], 1), {}), (torch.cat, ([X, X],), {"dim": -1}), (torch.stack, ([X, X], 2), {}),
     (torch.hstack, ([X, X],), {}), (torch.hstack, ([V[0], V[0]],), {}),
@@ -291,7 +291,8 @@ CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
         nn.Conv2d(4, 3, 3, 2, 1), nn.ConvTranspose2d(4, 3, 2), nn.Linear(8, 3), nn.BatchNorm2d(4), nn.GroupNorm(2, 4),
         nn.LayerNorm(8), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.LPPool2d(2, 2), nn.AdaptiveAvgPool2d(1), nn.ZeroPad2d(1),
         nn.AdaptiveMaxPool2d((None, 3)), nn.ReflectionPad2d((1, 0, 1, 2)), nn.ConstantPad1d(1, 0.0),
-        nn.Upsample(scale_factor=2), nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.Flatten(), nn.Flatten(0, 1), nn.Identity(), nn.Dropout(),
+        nn.Upsample(scale_factor=2), nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.Flatten(), nn.Flatten(0, 1),
+        nn.Identity(), nn.Dropout(),
         nn.InstanceNorm2d(4), nn.Softmax(1), nn.GLU(1), nn.PReLU(4), nn.LocalResponseNorm(2), nn.ChannelShuffle(2),
         *(made(*MADE.get(name, ())) for name, made in ACTIVATIONS.items() if name not in OTHERWISE_MADE),
     )),
@@ -460,6 +461,15 @@ def test_padding_channels_is_no_padding_of_space() -> None:
         lambda s, x: s.c(F.pad(x, (0, 0, 0, 0, 1, 1))) + s.d(F.pad(x, (0, 0, 0, 0, 2, 0))), c=conv(5, 4), d=conv(5, 4)
     )
     compiled(net, 3, ((8, 8),))
+
+
+def test_what_is_broadcast_has_not_the_shape_of_its_argument() -> None:
+    """One channel spread over four by a constant: the convolution behind does not tell how many the argument has."""
+    net = Net(lambda s, x: s.c(torch.maximum(x * s.w, s.w)), c=conv(4, 3), w=torch.linspace(1, 2, 4).view(1, 4, 1, 1))
+    compiled(net, 1, ((8, 8),))
+    graph = fx.symbolic_trace(net).graph
+    constants = {node: net.w.shape for node in graph.nodes if node.op == "get_attr"}
+    assert Shapes(net, constants.get).of(next(iter(graph.nodes))) is None
 
 
 def test_every_kind_is_counted_drawn_and_named_or_meant_not_to_be() -> None:

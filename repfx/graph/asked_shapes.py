@@ -112,17 +112,16 @@ def _asked_by_chunks(node: fx.Node, shapes: KnownShapes) -> Iterator[tuple[int |
         count = argument(user, 1, "chunks")
         if name_of(user) != "chunk" or argument(user, 2, "dim", 0) != 1 or not isinstance(count, int):
             continue
-        asked = {part: shape for part, shape in _asked_of_parts(user, shapes) if isinstance(shape[1], int)}
+        asked = dict(_asked_of_parts(user, shapes))
         sizes = {shape[1] for shape in asked.values()}
-        if count - 1 in asked and len(asked) > 1 and len(sizes) == 1:
-            size, last = sizes.pop(), asked[count - 1]
-            assert size is not None
-            yield (None, size * count, *(None,) * (len(last) - 2))
+        last = asked.get(count - 1)
+        if last is not None and last[1] is not None and len(asked) > 1 and len(sizes) == 1:
+            yield (None, last[1] * count, *(None,) * (len(last) - 2))
 
 
 def _asked_of_parts(chunk: fx.Node, shapes: KnownShapes) -> Iterator[tuple[int, tuple[int | None, ...]]]:
     for part in chunk.users:
         if part.target is operator.getitem and isinstance(part.args[1], int):
             shape = asked_of(part, shapes)
-            if shape is not None:
+            if shape is not None and shape[1] is not None:
                 yield part.args[1], shape

@@ -58,16 +58,12 @@ class Context:
         """
         if self.home is None:
             return None
-        own: list[Tensor | None] = [self.constants.meta(n) for n in node.all_input_nodes]
+        own = [meta for given in node.all_input_nodes if (meta := self.constants.meta(given)) is not None]
         if node.op == "call_module":
             module = self.module(node)
             own += [*module.parameters(), *module.buffers()]
-        for tensor in own:
-            if tensor is None or tensor.dim() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
-                continue
-            if tensor.is_complex() or tensor.dtype != self.home:
-                return tensor.dtype
-        return None
+        dtypes = (tensor.dtype for tensor in own if tensor.dim() > 0)
+        return next((d for d in dtypes if d.is_complex or (d.is_floating_point and d != self.home)), None)
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a call_module node calls."""

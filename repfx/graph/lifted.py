@@ -112,9 +112,12 @@ class LiftedGraph:
 
     def op(self, node: fx.Node) -> Op:
         """What a node computes, over the values as they are named now."""
+        self._look(node)
+        return self._ops[node]
+
+    def _look(self, node: fx.Node) -> None:
         if self._looked is not None:
             self._looked.add(node)
-        return self._ops[node]
 
     def alive(self, node: fx.Node) -> bool:
         """Whether a node is still in the graph."""
@@ -152,8 +155,7 @@ class LiftedGraph:
 
     def is_affine(self, node: fx.Node) -> bool:
         """Whether a node is an affine function of other values."""
-        if self._looked is not None:
-            self._looked.add(node)
+        self._look(node)
         return not isinstance(self._ops[node], Constant | Input | Resampling | Normalised | Opaque)
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
@@ -162,9 +164,8 @@ class LiftedGraph:
         What only prepares an understood operation (a split, a stack, a view, the reading of a size) is
         looked through to that operation.
         """
-        if self._looked is not None:
-            self._looked.add(node)
-        named = [d for d in self.dependents(node) if d in self._ops and self.is_affine(d) and node in self.sources(d)]
+        self._look(node)
+        named = [dependent for dependent in self.dependents(node) if self._maps_from(dependent, node)]
         if all(d in node.users and self._is_plain(d) for d in named):
             return [u for u in node.users if u in named or self._is_live(u)]
         out: dict[fx.Node, None] = {}
@@ -173,6 +174,10 @@ class LiftedGraph:
                 out[reader] = None
         return self._by_name(out, named)
 
+    def _maps_from(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether a node is an affine function of a value."""
+        return node in self._ops and self.is_affine(node) and source in self.sources(node)
+
     def _is_plain(self, node: fx.Node) -> bool:
         """Whether an affine node reads just the values that it names: nothing only prepares it."""
         sources = self.sources(node)
@@ -180,18 +185,21 @@ class LiftedGraph:
 
     def _is_live(self, node: fx.Node) -> bool:
         """Whether anything comes of a node."""
-        if self._looked is not None:
-            self._looked.add(node)
+        self._look(node)
         return bool(node.users) or node.op == "output" or has_effect(node)
 
     def _by_name(self, found: dict[fx.Node, None], named: list[fx.Node]) -> list[fx.Node]:
         """The readers, of which some (a pad whose frame is then written) only prepare others that name the value."""
         if all(d in found for d in named) and len(named) < 2:
             return list(found)
-        covered = set(named).union(*(self._prepared(d) for d in named))
-        inner = set().union(*(self._prepared(d) for d in named))
+        inner = self._prepared_for(named)
+        covered = inner.union(named)
         found.update(dict.fromkeys(named))
-        return [r for r in found if not (r in inner and r.users and all(u in covered for u in r.users))]
+
+        def only_prepares(reader: fx.Node) -> bool:
+            return reader in inner and bool(reader.users) and covered.issuperset(reader.users)
+
+        return [reader for reader in found if not only_prepares(reader)]
 
     def dependents(self, node: fx.Node) -> Iterable[fx.Node]:
         """Nodes whose operation names this value."""
@@ -204,7 +212,7 @@ class LiftedGraph:
         seen, work = {user}, [user]
         while work:
             step = work.pop()
-            if step in self._ops and self.is_affine(step) and node in self.sources(step):
+            if self._maps_from(step, node):
                 found.append(step)
                 continue
             if not self._is_live(step):
@@ -217,8 +225,14 @@ class LiftedGraph:
             work.extend(fresh)
         if not between:
             return found
-        understood = set().union(*(self._prepared(reader) for reader in found))
-        return found if all(step in understood for step in between) else [user]
+        return found if self._prepared_for(found).issuperset(between) else [user]
+
+    def _prepared_for(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """What only prepares some of these affine nodes."""
+        prepared: set[fx.Node] = set()
+        for node in nodes:
+            prepared |= self._prepared(node)
+        return prepared
 
     def _prepared(self, node: fx.Node) -> set[fx.Node]:
         """What stands between an affine node and the values it reads: its split, stack, view, size reads."""
@@ -281,18 +295,12 @@ class LiftedGraph:
         match self.op(node):
             case Sum(terms=terms):
                 return "add" if len(terms) > 1 else "scale"
-            case Concat():
-                return "cat"
-            case Alias():
-                return "no-op"
-            case Normalised():
-                return "norm scale"
             case Affine() as op:
                 return "slice" if self._is_slice(node, op) else self._word(node)
             case Opaque():
                 return self._word(node).lower() if node.op == "call_module" else _called(node)
-            case _:
-                return "op"
+            case op:
+                return {Concat: "cat", Alias: "no-op", Normalised: "norm scale"}.get(type(op), "op")
 
     def _is_slice(self, node: fx.Node, op: Affine) -> bool:
         map_ = None if op.axes is None else self.map_of(node, op.axes)
@@ -342,12 +350,8 @@ def _renamed(op: Op, old: fx.Node, new: fx.Node) -> Op:
         return new if node is old else node
 
     match op:
-        case Affine(source=source) | Alias(source=source):
-            return replace(op, source=now(source))
-        case Resampling(source=source):
-            return replace(op, source=now(source))
-        case Normalised(source=source):
-            return replace(op, source=now(source))
+        case Affine() | Alias() | Resampling() | Normalised():
+            return replace(op, source=now(op.source))
         case Sum(terms=terms):
             return replace(op, terms=tuple((now(t), factor) for t, factor in terms))
         case Concat(parts=parts):

@@ -177,19 +177,30 @@ def _step(lifted: LiftedGraph, node: fx.Node, maps: Mapping[fx.Node, AffineConv]
             inner = maps[source]
             outer = lifted.built(node, op, axes, inner.out_channels)
             return outer if isinstance(outer, Decline) else applied(outer, inner)
-        case Sum(terms=terms, shift=shift):
-            parts = [maps[t] if factor == 1.0 else scaled(maps[t], factor) for t, factor in terms]
-            total = parts[0] if len(parts) == 1 else add(parts)
-            return total if isinstance(total, Decline) or not shift else shifted_by(total, shift)
-        case Concat(parts=nodes, first=first, last=last, order=order):
-            if (axes > 0 and not first) or (axes == 0 and not last):
-                return Decline(Reason.NOT_EXACT, "concatenates along an axis that is not the channel axis here")
-            joined = concat([maps[p] for p in nodes])
-            if isinstance(joined, Decline) or order is None:
-                return joined
-            return take(joined, order)
+        case Sum() as op:
+            return _summed(op, maps)
+        case Concat() as op:
+            return _concatenated(op, maps, axes)
         case Constant() | Input() | Resampling() | Normalised() | Opaque():
             return Decline(Reason.NOT_EXACT, "is no affine function of the fork")
+
+
+def _summed(op: Sum, maps: Mapping[fx.Node, AffineConv]) -> AffineConv | Decline:
+    """The sum of the maps of its terms."""
+    parts = [maps[term] if factor == 1.0 else scaled(maps[term], factor) for term, factor in op.terms]
+    total = parts[0] if len(parts) == 1 else add(parts)
+    return total if isinstance(total, Decline) or not op.shift else shifted_by(total, op.shift)
+
+
+def _concatenated(op: Concat, maps: Mapping[fx.Node, AffineConv], axes: int) -> AffineConv | Decline:
+    """The maps of its parts, one after the other."""
+    along_channels = op.first if axes > 0 else op.last
+    if not along_channels:
+        return Decline(Reason.NOT_EXACT, "concatenates along an axis that is not the channel axis here")
+    joined = concat([maps[part] for part in op.parts])
+    if isinstance(joined, Decline) or op.order is None:
+        return joined
+    return take(joined, op.order)
 
 
 def applied(outer: AffineConv, inner: AffineConv) -> AffineConv | Decline:

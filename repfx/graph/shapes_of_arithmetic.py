@@ -125,22 +125,29 @@ def stacked_horizontally(node: fx.Node, shapes: KnownShapes) -> Shape:
 
 def _joined(node: fx.Node, shapes: KnownShapes, dim: object) -> Shape:
     parts = _part_shapes(node, shapes)
-    known = next((shape for shape in parts if shape is not None), None)
+    known = _first_known(parts)
     axis = None if known is None else axis_in(known, dim)
     if known is None or axis is None:
         return None
-    sizes = [None if shape is None else shape[axis] for shape in parts]
-    return replaced(known, axis, None if None in sizes else sum(size for size in sizes if size is not None))
+    total: int | None = 0
+    for shape in parts:
+        size = None if shape is None else shape[axis]
+        total = None if total is None or size is None else total + size
+    return replaced(known, axis, total)
 
 
 def stacked(node: fx.Node, shapes: KnownShapes) -> Shape:
     """A new axis, with one entry for each part."""
     parts = _part_shapes(node, shapes)
-    known = next((shape for shape in parts if shape is not None), None)
+    known = _first_known(parts)
     if known is None:
         return None
     place = axis_in((*known, None), told(node, shapes, 1, "dim", 0))
     return None if place is None else (*known[:place], len(parts), *known[place:])
+
+
+def _first_known(parts: Sequence[Shape]) -> Shape:
+    return next((shape for shape in parts if shape is not None), None)
 
 
 def _part_shapes(node: fx.Node, shapes: KnownShapes) -> list[Shape]:

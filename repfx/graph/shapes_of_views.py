@@ -195,16 +195,17 @@ def _length(index: fx.Node | list[object], shapes: KnownShapes) -> int | None:
 def _part(source: fx.Node, index: int, shapes: KnownShapes) -> Shape:
     """One part of a chunk, split or unbind."""
     name = name_of(source)
-    if name not in (*SPLITS, "unbind"):
+    given = shape_of(source.args[0] if source.args else _named_source(source), shapes)
+    if given is None or name not in (*SPLITS, "unbind"):
         return None
-    first = source.args[0] if source.args else source.kwargs.get("input", source.kwargs.get("tensor"))
-    given = shape_of(first, shapes)
-    dim = argument(source, 1, "dim", 0) if name == "unbind" else split_dim(source, name)
-    axis = None if given is None else axis_in(given, dim)
-    if given is None or axis is None:
+    axis = axis_in(given, argument(source, 1, "dim", 0) if name == "unbind" else split_dim(source, name))
+    if axis is None:
         return None
     if name == "unbind":
         return replaced(given, axis)
-    sizes = part_sizes(source, given[axis])
-    known = sizes is not None and -len(sizes) <= index < len(sizes)
-    return replaced(given, axis, sizes[index] if sizes is not None and known else None)
+    sizes = part_sizes(source, given[axis]) or ()
+    return replaced(given, axis, sizes[index] if -len(sizes) <= index < len(sizes) else None)
+
+
+def _named_source(split: fx.Node) -> object:
+    return split.kwargs.get("input", split.kwargs.get("tensor"))

@@ -11,17 +11,14 @@ def size_read(size: object) -> tuple[fx.Node, int] | None:
     """(value, axis) of `value.shape[axis]`, `value.size(axis)` or an unpacked shape."""
     if not isinstance(size, fx.Node):
         return None
-    if size.op == "call_method" and size.target == "size" and len(size.args) == 2:
-        value, axis = size.args
-        return (value, axis) if isinstance(value, fx.Node) and isinstance(axis, int) else None
-    if size.target is operator.getitem and isinstance(size.args[0], fx.Node) and isinstance(size.args[1], int):
-        shape = size.args[0]
-        reads = (shape.target is getattr and shape.args[1] == "shape") or (
-            shape.target == "size" and len(shape.args) == 1
-        )
-        if reads and isinstance(shape.args[0], fx.Node):
-            return shape.args[0], size.args[1]
-    return None
+    match size.op, size.target, size.args:
+        case "call_method", "size", (fx.Node() as value, int(axis)):
+            return value, axis
+        case _, operator.getitem, (fx.Node() as shape, int(axis)) if is_shape(shape):
+            whole = shape.args[0]
+            return (whole, axis) if isinstance(whole, fx.Node) else None
+        case _:
+            return None
 
 
 def is_shape(node: fx.Node) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 from torch import fx
 
@@ -11,8 +12,7 @@ from repfx.graph.nodes import argument, name_of
 
 SPLITS = ("chunk", "split", "split_with_sizes", "tensor_split", "hsplit")
 _BY_INDICES = ("tensor_split", "hsplit")
-_SIZES = {"chunk": "chunks", "split": "split_size_or_sections"}  # what the argument is called
-_OTHER_SIZES = ("split_size", "split_sizes")  # the same, as methods call it
+_SIZES = ("chunks", "split_size_or_sections", "split_size", "split_sizes", "sizes")  # what the argument is called
 _INDICES = ("indices_or_sections", "tensor_indices_or_sections", "indices", "sections")
 
 
@@ -24,34 +24,30 @@ def split_dim(node: fx.Node, name: str) -> Any:
 def part_sizes(node: fx.Node, total: int | None) -> list[int] | None:
     """Sizes of the parts that a chunk or split makes, if known."""
     name = name_of(node)
+    names = _INDICES if name in _BY_INDICES else _SIZES
+    named = next((node.kwargs[key] for key in names if key in node.kwargs), None)
+    wish = node.args[1] if len(node.args) > 1 else named
     if name in _BY_INDICES:
-        given = next((node.kwargs[key] for key in _INDICES if key in node.kwargs), None)
-        return _sizes_at(node.args[1] if len(node.args) > 1 else given, total)
-    wish = _wish(node, name)
-    if isinstance(wish, tuple | list) and all(isinstance(s, int) for s in wish):
-        return [int(s) for s in wish]
+        return None if total is None else _sizes_at(wish, total)
+    if _are_numbers(wish):
+        return list(wish)
     if total is None or not isinstance(wish, int) or wish <= 0:
         return None
     size = -(-total // wish) if name == "chunk" else wish
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def _wish(node: fx.Node, name: str) -> object:
-    """How many parts, or of what sizes, as the call says it."""
-    wish = argument(node, 1, _SIZES.get(name, "sizes"))
-    if wish is not None:
-        return wish
-    return next((node.kwargs[key] for key in _OTHER_SIZES if key in node.kwargs), None)
-
-
-def _sizes_at(wish: object, total: int | None) -> list[int] | None:
+def _sizes_at(wish: object, total: int) -> list[int] | None:
     """tensor_split: n nearly equal parts, the larger ones first, or parts that end at indices."""
-    if total is None:
-        return None
     if isinstance(wish, int) and wish > 0:
-        return [total // wish + (i < total % wish) for i in range(wish)]
-    if not isinstance(wish, tuple | list) or not all(isinstance(i, int) and 0 <= i <= total for i in wish):
+        small, larger = divmod(total, wish)
+        return [small + 1] * larger + [small] * (wish - larger)
+    if not _are_numbers(wish):
         return None
-    ends = [0, *(int(i) for i in wish), total]
+    ends = [0, *wish, total]
     sizes = [end - start for start, end in itertools.pairwise(ends)]
-    return sizes if all(size > 0 for size in sizes) else None
+    return sizes if min(ends) == 0 and min(sizes) > 0 else None
+
+
+def _are_numbers(value: object) -> TypeGuard[Sequence[int]]:
+    return isinstance(value, tuple | list) and all(isinstance(item, int) for item in value)
