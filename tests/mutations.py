@@ -524,7 +524,7 @@ MUTANTS = (
     Mutant("sizes-not-checked", "guards.SizeGuard.forward", "if found != self.wanted:", "if False:"),
     Mutant(
         "caller-may-pass-none",
-        "signature.templates",
+        "signature._compiled_default",
         "passed is not None and passed.gives(index, name)",
         "False",
     ),
@@ -542,7 +542,7 @@ MUTANTS = (
         "if not changed and not kept",
         "if True or not kept",
     ),
-    Mutant("draws-unseen", "worlds._trace_once", "kept.drew() or not same_generators(before, generators())", "False"),
+    Mutant("draws-unseen", "worlds._drew", "kept.drew() or not same_generators(before, generators())", "False"),
     Mutant(
         "seeds-unseen",
         "surroundings.Surroundings.check_draw",
@@ -601,7 +601,7 @@ MUTANTS = (
     ),
     Mutant(
         "none-of-islands-unseen",
-        "tracer.Tracer.call_module",
+        "tracer.Tracer._check_shared",
         "if path in self.whole and may_return_none(m)",
         "if False and may_return_none(m)",
     ),
@@ -617,7 +617,7 @@ MUTANTS = (
         "type(hook) in NORMALISING",
         "type(hook).__name__ in ('WeightNorm', 'SpectralNorm')",
     ),
-    Mutant("parts-of-itself-handed-on", "islands._uses", "if any(_hands_itself_on(function)", "if any(False"),
+    Mutant("parts-of-itself-handed-on", "children._uses", "if any(_hands_itself_on(function)", "if any(False"),
     Mutant(
         "dead-calls-of-islands",
         "dead_code.has_effect",

@@ -6,7 +6,7 @@ import copy
 import functools
 import operator
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import CellType, FunctionType
 from typing import Any
 
@@ -84,19 +84,23 @@ def _rebound(value: Any, memo: Mapping[int, Any]) -> Any:
         held = [cell.cell_contents for cell in value.__closure__ or ()]
     except ValueError:  # not assigned yet
         return value
-    defaults, named = value.__defaults__ or (), value.__kwdefaults__ or {}
     fresh = [one if one is value else _rebound(memo.get(id(one), one), memo) for one in held]
-    own_defaults = tuple(memo.get(id(one), one) for one in defaults)
-    own_named = {name: memo.get(id(one), one) for name, one in named.items()}
+    defaults, named = value.__defaults__ or (), value.__kwdefaults__ or {}
+    own_defaults, own_named = _copies(defaults, memo), dict(zip(named, _copies(named.values(), memo)))
     before, after = (*held, *defaults, *named.values()), (*fresh, *own_defaults, *own_named.values())
     if all(map(operator.is_, after, before)):
         return value
     return _like(value, fresh, own_defaults, own_named)
 
 
+def _copies(values: Iterable[Any], memo: Mapping[int, Any]) -> tuple[Any, ...]:
+    """What was copied of these values; those that were not, themselves."""
+    return tuple([memo.get(id(value), value) for value in values])
+
+
 def _like(value: FunctionType, held: list[Any], defaults: tuple[Any, ...], named: dict[str, Any]) -> FunctionType:
     """The same code with other variables around it, and other defaults."""
-    cells = tuple(CellType(one) for one in held)
+    cells = tuple(map(CellType, held))
     own = FunctionType(value.__code__, value.__globals__, value.__name__, defaults or None, cells or None)
     own.__kwdefaults__, own.__qualname__ = named or None, value.__qualname__
     own.__dict__.update(value.__dict__)

@@ -7,7 +7,9 @@ and `repfx.state.tensors.held` its tensors.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from operator import methodcaller
 from typing import Any
 
 from torch import nn
@@ -49,15 +51,15 @@ class Kept:
         self.namespaces = self._reach.namespaces
         bare, inside = _found_in(self.before)
         known = {*map(id, inside), *map(id, bare)}
-        named = [*self._reach.values, *(binding.value for binding in self._reach.bindings)]
-        outside = [value for value in walk(named) if id(value) not in known]
+        outside = [value for value in walk(self._reach.contents()) if id(value) not in known]
         own, others = holders(inside), holders(outside)
-        self._empty = [*bare, *(container for container in (*own, *others) if not container)]
-        self._outside = {id(container) for container in others}
-        self._generators = [(v, generator_state(v)) for v in (*inside, *outside) if is_generator(v)]
+        self._outside = set(map(id, others))
+        self._empty = [*bare, *itertools.filterfalse(None, (*own, *others))]
         earlier: dict[int, Any] = {} if within is None else within.copies
-        self._filled = _with_copies((c for c in (*own, *others) if c), earlier, copy_of)
-        self._arrays = _with_copies((v for v in (*inside, *outside) if is_array(v)), earlier, lambda v: v.copy())
+        self._filled = _with_copies(filter(None, (*own, *others)), earlier, copy_of)
+        everything = (*inside, *outside)
+        self._arrays = _with_copies(filter(is_array, everything), earlier, methodcaller("copy"))
+        self._generators = [(one, generator_state(one)) for one in filter(is_generator, everything)]
         self.copies: dict[int, Any] = {id(one): content for one, content in (*self._filled, *self._arrays)}
         self.parts: dict[str, Kept] = {}  # of modules whose code is not traced, by path, once they are asked for
         self._own: dict[int, dict[str, Any]] = {}  # by module, once it is asked for
@@ -110,7 +112,7 @@ class Kept:
         """Whether a module, or a part of it, has other attributes, parameters or buffers than it had."""
         if not self._own:
             self._own = {id(one): before for (_, one), before in zip(self.modules, self.before)}
-            self._content = {id(container): content for container, content in self._filled}
+            self._content = self._content_by_container()
         parts = module.modules() if module._modules else (module,)
         return any(self._has_other_attributes(part) for part in parts)
 
@@ -138,13 +140,15 @@ class Kept:
 
         `shell` is a copy of the model to which guards may have been added; `before` is what it held itself.
         """
-        has_its_children = all(shell._modules.get(name) is child for name, child in self.model._modules.items())
-        if has_its_children and not self.touched() and not _differs(shell, before):
+        if self._has_its_children(shell) and not self.touched() and not _differs(shell, before):
             return []
-        held = {path: before if path == "" else values for (path, _), values in zip(self.modules, self.before)}
+        held = dict(zip((path for path, _ in self.modules), self.before)) | {"": before}
         known = [(path, module) for path, module in shell.named_modules() if path in held]  # the rest are guards
         written = self._written()
         return [path for path, module in known if _differs(module, held[path]) or holds(held[path], written)]
+
+    def _has_its_children(self, shell: nn.Module) -> bool:
+        return all(shell._modules.get(name) is child for name, child in self.model._modules.items())
 
     def _written(self) -> set[int]:
         """The containers that hold what the next forward may read; in a table of tensors that is any other one."""
@@ -167,14 +171,18 @@ class Kept:
         found = [] if same(own, self.model._modules) else [""]
         if not self.touched():
             return found
-        held = {id(container): content for container, content in self._filled}
-
-        def is_other(table: Mapping[str, Any]) -> bool:
-            return not same(table, held.get(id(table), {}))
-
-        if any(is_other(values[name]) for values in self.before for name in _HOOKS):
+        if self._has_other_hooks():
             return [""]  # whoever registered it is around here
-        return found + [path for path, module in self.modules if path and is_other(module._modules)]
+        content = self._content_by_container()
+        return found + [path for path, module in self.modules if path and _is_other(module._modules, content)]
+
+    def _has_other_hooks(self) -> bool:
+        content = self._content_by_container()
+        tables = (values[name] for values in self.before for name in _HOOKS)
+        return any(_is_other(table, content) for table in tables)
+
+    def _content_by_container(self) -> dict[int, Any]:
+        return {id(container): content for container, content in self._filled}
 
     # --- the way back ---
 
@@ -228,6 +236,11 @@ def _with_copies(
 ) -> list[tuple[Any, Any]]:
     """Each value with a copy of it: the earlier one where there is one, of the same moment."""
     return [(value, earlier[id(value)] if id(value) in earlier else copy(value)) for value in values]
+
+
+def _is_other(table: Mapping[str, Any], content: Mapping[int, Any]) -> bool:
+    """Whether a table of a module's holds other things than it did, by what filled containers held."""
+    return not same(table, content.get(id(table), {}))
 
 
 def _differs(module: nn.Module, before: Mapping[str, Any]) -> bool:

@@ -28,11 +28,7 @@ def take_back(made: Iterable[weakref.ref[fx.Proxy]]) -> list[fx.Node]:
 
     Which objects hold a value is known to the garbage collector alone.
     """
-    made = list(made)
-    alive = _living(made)
-    if alive:
-        _clear_finished_frames(alive)
-        alive = _living(made)
+    alive = _living_for_long(list(made))
     if not alive:
         return []
     origin = {id(value): value.node for value in alive}  # of each value, and of each tuple that has one in it
@@ -40,19 +36,27 @@ def take_back(made: Iterable[weakref.ref[fx.Proxy]]) -> list[fx.Node]:
     skipped = {id(thing) for thing in (alive, origin, *(value.__dict__ for value in alive))}
     found: dict[fx.Node, None] = {}
     while level:
-        holders = gc.get_referrers(*level)
-        outer: list[Any] = []
-        for holder in holders:
-            kind = type(holder)  # isinstance() would ask a traced value what it stands for
-            if holder is level or holder is outer or id(holder) in skipped or issubclass(kind, FrameType | fx.Proxy):
-                continue
-            if not issubclass(kind, tuple | frozenset):
-                found |= dict.fromkeys(_take_out(holder, origin))
-            elif _is_new(holder, origin, level):
-                origin[id(holder)] = next(origin[id(item)] for item in holder if id(item) in origin)
-                outer.append(holder)
-        level = outer
+        nodes, level = _take_out_of_holders(level, origin, skipped)
+        found |= dict.fromkeys(nodes)
     return list(found)
+
+
+def _take_out_of_holders(
+    level: list[Any], origin: dict[int, fx.Node], skipped: set[int]
+) -> tuple[list[fx.Node], list[Any]]:
+    """Take what is in `level` out of whatever holds it; returns the nodes, and what holds it and cannot be changed."""
+    found: list[fx.Node] = []
+    outer: list[Any] = []
+    for holder in gc.get_referrers(*level):
+        kind = type(holder)  # isinstance() would ask a traced value what it stands for
+        if holder is level or holder is outer or id(holder) in skipped or issubclass(kind, FrameType | fx.Proxy):
+            continue
+        if not issubclass(kind, tuple | frozenset):
+            found += _take_out(holder, origin)
+        elif _is_new(holder, origin, level):
+            origin[id(holder)] = next(origin[id(item)] for item in holder if id(item) in origin)
+            outer.append(holder)
+    return found, outer
 
 
 def _is_new(holder: Any, origin: Mapping[int, fx.Node], level: list[Any]) -> bool:
@@ -61,6 +65,15 @@ def _is_new(holder: Any, origin: Mapping[int, fx.Node], level: list[Any]) -> boo
         return False
     is_our_call = len(holder) == len(level) and all(map(operator.is_, holder, level))
     return not is_our_call
+
+
+def _living_for_long(made: Iterable[weakref.ref[fx.Proxy]]) -> list[fx.Proxy]:
+    """The traced values that more than a finished frame holds."""
+    alive = _living(made)
+    if alive:
+        _clear_finished_frames(alive)
+        alive = _living(made)
+    return alive
 
 
 def _living(made: Iterable[weakref.ref[fx.Proxy]]) -> list[fx.Proxy]:

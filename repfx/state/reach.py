@@ -57,6 +57,10 @@ class Reach:
     spaces: list[tuple[Any, frozenset[str]]] = field(default_factory=list)  # globals or class, and all its names
     namespaces: list[tuple[dict[str, Any], str]] = field(default_factory=list)  # of code that asks, and what it calls
 
+    def contents(self) -> list[Any]:
+        """What lies in these places."""
+        return [*self.values, *(binding.value for binding in self.bindings)]
+
     def changed(self) -> bool:
         """Whether a name is bound to something else now."""
         return (

@@ -40,6 +40,6 @@ def _tensors_reached(model: nn.Module) -> list[Tensor]:
     work: list[Any] = []
     for _, module in modules:
         work += [value for value in module.__dict__.values() if type(value) not in _NO_HOLDERS]
-    work += [*reach.values, *(binding.value for binding in reach.bindings)]
+    work += reach.contents()
     found = [*tensors_of(modules), *(value for value in walk(work) if isinstance(value, Tensor))]
     return list({id(tensor): tensor for tensor in found}.values())

@@ -212,14 +212,20 @@ def _variables(function: FunctionType) -> dict[str, Any]:
 def _objects(part: nn.Module, functions: Iterable[FunctionType]) -> list[Any]:
     """What the code of a module may have the attributes of: modules, and plain objects of the user's."""
     modules = [module for _, module in modules_of(part)]
-    hooks = [hook for module in modules for hook in _hooks(module)]
-    near = [*(hook.__self__ for hook in hooks if isinstance(hook, MethodType)), *hooks]
-    for function in functions:
-        near += _variables(function).values()
+    near = _near(modules, functions)
     found = modules + [one for one in near if isinstance(one, nn.Module)]
     attributes = [value for module in found for value in vars(module).values()]
     found += [one for one in walk([*near, *attributes]) if state_of(one) is not None]
     return list({id(one): one for one in found}.values())
+
+
+def _near(modules: Iterable[nn.Module], functions: Iterable[FunctionType]) -> list[Any]:
+    """The hooks of modules and what those are methods of, and the variables around functions."""
+    hooks = [hook for module in modules for hook in _hooks(module)]
+    near = [*(hook.__self__ for hook in hooks if isinstance(hook, MethodType)), *hooks]
+    for function in functions:
+        near += _variables(function).values()
+    return near
 
 
 def _hooks(module: nn.Module) -> list[Any]:

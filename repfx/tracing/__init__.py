@@ -1,8 +1,9 @@
 """One forward's Python, run once, as an fx graph that does not lie; where it cannot be, a refusal."""
 
 from repfx.tracing.answers import AS_TEXT, is_assertion
+from repfx.tracing.children import called_children
 from repfx.tracing.differences import calls_of
-from repfx.tracing.islands import called_children, may_overwrite
+from repfx.tracing.islands import may_overwrite
 from repfx.tracing.leaves import computes_otherwise, has_own_call
 from repfx.tracing.modes import generators, modes_kept, set_generators
 from repfx.tracing.outcome import Refused, Traced

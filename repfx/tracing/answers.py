@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from repfx.graph import SPLITS, Shapes, is_shape, module_at, part_sizes, split_dim
+from repfx.graph import SPLITS, Shapes, argument, is_shape, module_at, part_sizes, split_dim
 from repfx.introspection import frame_of_caller, may_be_caught, place
 from repfx.layers import SizeGuard
 from repfx.tracing.proxy_queries import kind
@@ -170,8 +170,7 @@ class Answers:
             return None
         name = _name(node)
         if name == "unbind":
-            dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-            return self.shapes.size(source, dim) if isinstance(dim, int) else None
+            return self._size(source, argument(node, 1, "dim", 0))
         if name in SPLITS:
             return self._count_parts(node, source, name)
         if name == "getitem" and isinstance(node.args[1], slice) and is_shape(source):
@@ -180,9 +179,12 @@ class Answers:
 
     def _count_parts(self, node: fx.Node, source: fx.Node, name: str) -> int | None:
         """Into how many parts a value is split."""
-        dim = split_dim(node, name)
-        sizes = part_sizes(node, self.shapes.size(source, dim) if isinstance(dim, int) else None)
+        sizes = part_sizes(node, self._size(source, split_dim(node, name)))
         return None if sizes is None else len(sizes)
+
+    def _size(self, source: fx.Node, dim: Any) -> int | None:
+        """A size of a value, as far as structure tells it and along which axis."""
+        return self.shapes.size(source, dim) if isinstance(dim, int) else None
 
     def _count_slice(self, shape: fx.Node, taken: slice) -> int | None:
         """How many sizes are taken from a shape."""

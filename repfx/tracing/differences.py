@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -29,14 +30,11 @@ def first_difference(first: Traced, second: Traced, agreed: Collection[str] = ()
     Calls of the modules in `agreed` may be made of other operations.
     """
     same: dict[fx.Node, fx.Node] = {}
-    inside: set[fx.Node] = set()
+    ours, theirs = _told(first.graph), _told(second.graph)
     for path in agreed:
         one, other = calls_of(first.graph, path), calls_of(second.graph, path)
         same |= {_made(other[key]): _made(one[key]) for key in one}
-        for nodes in (*one.values(), *other.values()):
-            inside.update(nodes)
-    ours = [node for node in _told(first.graph) if node not in inside]
-    theirs = [node for node in _told(second.graph) if node not in inside]
+        ours, theirs = _without(ours, one), _without(theirs, other)
     for mine, its in zip(ours, theirs):
         if not _alike(mine, its, same, first.shell, second.shell):
             return _common(owner(mine), owner(its))
@@ -56,6 +54,12 @@ def calls_of(graph: fx.Graph, path: str) -> dict[str, list[fx.Node]]:
         if key is not None and node.op != "get_attr":
             found.setdefault(key, []).append(node)
     return found
+
+
+def _without(nodes: list[fx.Node], calls: Mapping[str, list[fx.Node]]) -> list[fx.Node]:
+    """The nodes outside these calls."""
+    inside = set(itertools.chain(*calls.values()))
+    return [node for node in nodes if node not in inside]
 
 
 def _made(call: list[fx.Node]) -> fx.Node:

@@ -42,12 +42,17 @@ def refuse_left_behind(
     again = _trace_again(kept, found, make)
     if again is None:
         return Refused(changed or [""], "its forward reads what an earlier forward wrote")
-    if any(again.numbers[place] != value for place, value in once.items() if place in again.numbers):
+    if _are_others(once, again.numbers):
         return Refused(changed or [""], "its forward counts: it reads what an earlier forward wrote")
     where = first_difference(found, Traced(again.shell, again.graph, found.tracer))
     if where is None:
         return None
     return Refused(changed or [where], "its forward reads what an earlier forward wrote")
+
+
+def _are_others(once: Mapping[Any, Any], twice: Mapping[Any, Any]) -> bool:
+    """Whether a number that both traces have left is not the same."""
+    return any(once[place] != twice[place] for place in once.keys() & twice.keys())
 
 
 def _trace_again(kept: Kept, found: Traced, make: Callable[[], Tracer]) -> _Again | None:

@@ -241,17 +241,16 @@ class Tracer(SignatureTracer, RecordingTracer):
             return run(*rest)
         before = next(iter(reversed(self.graph.nodes)))
         made = forward(*args)  # seen and forgotten: only what kind of result it has counts
-        parts = made if isinstance(made, tuple) else (made,)
-        if not all(part is None or isinstance(part, Tensor) for part in parts):
+        parts = made if isinstance(made, tuple) else None
+        returned = (made,) if parts is None else parts
+        if not all(part is None or isinstance(part, Tensor) for part in returned):
             self.stop(f"calls {function.__name__}, which returns other things than tensors")
         self.forget_after(before)
         given = args[1:] if isinstance(args[0], FunctionCtx) else args
-        module = CustomFunction(function, len(made) if isinstance(made, tuple) else None)
+        module = CustomFunction(function, None if parts is None else len(parts))
         name = self._add(f"custom_{function.__name__}", module)
-        value: Any = self.create_proxy("call_module", name, tuple(given), {})
-        if not isinstance(made, tuple):
-            return value
-        return tuple([None if part is None else value[i] for i, part in enumerate(made)])
+        value = self.create_proxy("call_module", name, tuple(given), {})
+        return value if parts is None else _parts_of(value, parts)
 
     # --- traced values ---
 
@@ -308,16 +307,12 @@ class Tracer(SignatureTracer, RecordingTracer):
         if self._is_none_of_ours():
             return forward(*args, **kwargs)
         self._check_call(m, (*args, *kwargs.values()))
-        is_registered = self.submodule_paths is None or m in self.submodule_paths
-        if not is_registered and holds_values(m):  # made here of values: only its code goes into the graph
-            return forward(*args, **kwargs)
-        if not is_registered:
+        if not self._is_registered(m):
+            if holds_values(m):  # made here of values: only its code goes into the graph
+                return forward(*args, **kwargs)
             self._adopt(m)
         path = self.path_of_module(m)
-        if is_registered and self.unread is not None and self.unread.sees_a_change(path):
-            self.stop(f"changes what {path} may read, whose code does not trace")
-        if path in self.whole and may_return_none(m) and tests_for_none(frame_of_caller(), self.outermost):
-            self.stop(f"calls {path}, which may return None, and asks for that")
+        self._check_shared(m, path)
         value = self._record_call(m, forward, args, kwargs)
         if path in self.whole:
             spoil((*args, *kwargs.values()), m, self.stop)
@@ -335,6 +330,17 @@ class Tracer(SignatureTracer, RecordingTracer):
         for value in given:
             if type(value) is Unknown:
                 value.asked()
+
+    def _is_registered(self, m: nn.Module) -> bool:
+        """Whether a module has a path in the model."""
+        return self.submodule_paths is None or m in self.submodule_paths
+
+    def _check_shared(self, m: nn.Module, path: str) -> None:
+        """Stop before code that does not trace is called where it and its caller depend on more than values."""
+        if self.unread is not None and self.unread.sees_a_change(path):
+            self.stop(f"changes what {path} may read, whose code does not trace")
+        if path in self.whole and may_return_none(m) and tests_for_none(frame_of_caller(), self.outermost):
+            self.stop(f"calls {path}, which may return None, and asks for that")
 
     def _record_call(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -358,6 +364,11 @@ class Tracer(SignatureTracer, RecordingTracer):
             value.node.meta["unread"] = True  # never dead, though nobody may read what it returns
         if isinstance(m, Guard):
             value.node.meta["guard"] = True
+
+
+def _parts_of(value: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The items of a traced tuple, with None where the other has None."""
+    return tuple([None if part is None else value[i] for i, part in enumerate(like)])
 
 
 def _names(base: str) -> Iterator[str]:

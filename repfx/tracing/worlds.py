@@ -96,9 +96,10 @@ def _trace_once(model: nn.Module, kept: Kept, make: MakeTracer, world: World, ch
         held = shell.__dict__.copy()
         outcome = _run(tracer, shell, check)
         if isinstance(outcome, Traced) and check is not None:
-            counting += [shell] if counts(shell, model.__dict__) else []
+            if counts(shell, model.__dict__):
+                counting.append(shell)
             left = refuse_left_behind(kept, outcome, held, partial(make, world))
-        if isinstance(outcome, Traced) and (kept.drew() or not same_generators(before, generators())):
+        if isinstance(outcome, Traced) and _drew(kept, before):
             who = _who_draws(shell_of(model), make(replace(world, careful=True)))
             outcome = Refused([who], f"its forward {RANDOM}")
     _clean(shell, held)
@@ -121,6 +122,11 @@ def _run(tracer: Tracer, shell: nn.Module, check: Check | None) -> Traced | Refu
     finally:
         tracer.refusal = None  # it leads to the frames of the trace, and they to all values
     return Traced(shell, graph, tracer)
+
+
+def _drew(kept: Kept, before: tuple[Any, ...]) -> bool:
+    """Whether a random generator has moved, the model's own or one that belongs to nobody."""
+    return kept.drew() or not same_generators(before, generators())
 
 
 def _refuse_counting(counting: list[nn.Module], shell: nn.Module, kept: Kept) -> Refused | None:
