@@ -203,12 +203,19 @@ def _raises(code: Sequence[dis.Instruction], index: Mapping[int, int], start: in
             continue
         if name.startswith(_LEAVES):
             return False
-        jumps = "JUMP" in name or name == "FOR_ITER"
-        if jumps:
-            work.append(index[code[here].argval])
-        if not jumps or "_IF_" in name or name == "FOR_ITER":
-            work.append(here + 1)
+        work += _next_steps(code, index, here)
     return True
+
+
+def _next_steps(code: Sequence[dis.Instruction], index: Mapping[int, int], here: int) -> Iterator[int]:
+    """Where a way may go on behind an instruction."""
+    name = code[here].opname
+    is_loop = name == "FOR_ITER"
+    jumps = "JUMP" in name or is_loop
+    if jumps:
+        yield index[code[here].argval]
+    if not jumps or "_IF_" in name or is_loop:
+        yield here + 1
 
 
 def may_be_caught(frame: FrameType, outermost: FrameType | None) -> bool:

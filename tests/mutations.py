@@ -525,54 +525,55 @@ MUTANTS = (
     Mutant("sizes-not-checked", "guards.SizeGuard.forward", "if found != self.wanted:", "if False:"),
     Mutant(
         "caller-may-pass-none",
-        "signature.templates",
+        "signature._compiled_default",
         "passed is not None and passed.gives(index, name)",
         "False",
     ),
     # --- what a trace believes
-    Mutant("one-world", "worlds.traced", "_once(model, kept, _with_gradients(make), None)", "first"),
+    Mutant("one-world", "worlds.attempt", "_trace_once(model, kept, make, OTHER, None)", "first"),
     Mutant(
         "no-other-autocast",
-        "surroundings.WorldTracer.trace",
-        "for device in _DEVICES if self.gradients",
-        "for device in () if self.gradients",
+        "surroundings.entered",
+        "for device in DEVICES if world.gradients",
+        "for device in () if world.gradients",
     ),
     Mutant(
-        "what-is-left-is-not-looked-at", "worlds._left_behind", "if not changed and not kept", "if True or not kept"
+        "what-is-left-is-not-looked-at",
+        "left_behind.refuse_left_behind",
+        "if not changed and not kept",
+        "if True or not kept",
     ),
-    Mutant("draws-unseen", "worlds._once", "kept.drew() or not same_generators(before, generators())", "False"),
+    Mutant("draws-unseen", "worlds._drew", "kept.drew() or not same_generators(before, generators())", "False"),
     Mutant(
         "seeds-unseen",
-        "surroundings.WorldTracer.create_node",
+        "surroundings.Surroundings.check_draw",
         "if draws(node) and not same_generators",
         "if False and not same_generators",
     ),
     Mutant(
         "eager-draws-unseen",
-        "surroundings._Watch.__torch_dispatch__",
+        "watch.Watch.__torch_dispatch__",
         "if torch.Tag.nondeterministic_seeded in func.tags:",
         "if False:",
     ),
-    Mutant(
-        "writes-outside-unseen", "surroundings._Watch._check_written", "_memory(value) not in self._made:", "False:"
-    ),
+    Mutant("writes-outside-unseen", "watch.Watch._check_written", "_memory(value) not in self._made:", "False:"),
     Mutant(
         "weights-read-past-the-trace",
-        "surroundings._Watch._check_read",
-        "_memory(t) in self._held for t",
-        "False for t",
+        "watch.Watch._check_read",
+        "if not self._held.isdisjoint(",
+        "if not set().isdisjoint(",
     ),
     Mutant(
         "values-left-in-caches",
-        "worlds._once",
+        "worlds._trace_once",
         "kept_by_others = take_back(tracer.made)",
         "kept_by_others = []",
     ),
     Mutant(
         "caches-without-a-size",
-        "side_effects.depends_on_values",
-        "and name in _SIZES:\n            return True",
-        "and name in ():\n            return True",
+        "dependence.depends_on_values",
+        "_fact(step) in _SIZES",
+        "_fact(step) in ()",
     ),
     Mutant(
         "shared-variables-not-put-back",
@@ -601,13 +602,13 @@ MUTANTS = (
     ),
     Mutant(
         "none-of-islands-unseen",
-        "tracer.Tracer.call_module",
-        "if unread and may_return_none(m)",
+        "tracer.Tracer._check_shared",
+        "if path in self.whole and may_return_none(m)",
         "if False and may_return_none(m)",
     ),
     Mutant(
         "copies-reach-the-original",
-        "side_effects._rebound",
+        "copying._rebound",
         "_rebound(memo.get(id(one), one), memo) for one in held",
         "_rebound(one, memo) for one in held",
     ),
@@ -617,7 +618,7 @@ MUTANTS = (
         "type(hook) in NORMALISING",
         "type(hook).__name__ in ('WeightNorm', 'SpectralNorm')",
     ),
-    Mutant("parts-of-itself-handed-on", "islands._uses", "if any(_hands_itself_on(function)", "if any(False"),
+    Mutant("parts-of-itself-handed-on", "children._uses", "if any(_hands_itself_on(function)", "if any(False"),
     Mutant(
         "dead-calls-of-islands",
         "dead_code.has_effect",
@@ -682,7 +683,7 @@ MUTANTS = (
         "if after.parameters <= done.before.parameters or not more:",
         "if True:",
     ),
-    Mutant("caught-errors-are-passed", "worlds._once", "if tracer.refusal is not None:", "if False:"),
+    Mutant("caught-errors-are-passed", "worlds._run", "if tracer.refusal is not None:", "if False:"),
     Mutant(
         "checks-in-a-try-are-passed",
         "introspection.may_be_caught",
@@ -821,13 +822,13 @@ MUTANTS = (
     ),
     Mutant(
         "noise-is-a-constant",
-        "surroundings._Watch.__torch_dispatch__",
+        "watch.Watch.__torch_dispatch__",
         "        if torch.Tag.nondeterministic_seeded in func.tags:",
         "        if False:",
     ),
     Mutant(
         "attributes-stay-written",
-        "side_effects.Kept.restore",
+        "kept.Kept.restore",
         "        if not self.touched():\n",
         "        if True:\n",
     ),
@@ -839,11 +840,13 @@ MUTANTS = (
     ),
     Mutant(
         "modes-unseen",
-        "surroundings.WorldTracer.create_node",
-        "        if current_modes() != self._modes:",
-        "        if False:",
+        "surroundings.Surroundings.check_modes",
+        "        if now == self.modes:",
+        "        if True:",
     ),
-    Mutant("state-unseen", "worlds._left_behind", "if not changed and not kept.changed_outside():", "if True:"),
+    Mutant(
+        "state-unseen", "left_behind.refuse_left_behind", "if not changed and not kept.changed_outside():", "if True:"
+    ),
     Mutant("keywords-of-numpy-unseen", "keywords.own_keywords", "not _NAMES.keys().isdisjoint(node.kwargs)", "False"),
     # --- repfx/rewriting/isomorphism.py, repfx/rewriting/replication.py
     Mutant("given-facts-unseen", "isomorphism.alike", "same.setdefault(facts, [])", "same.setdefault((), [])"),
@@ -863,15 +866,15 @@ MUTANTS = (
         "return any(home.get(other) != home.get(node) for other in looked_at)",
         "return False",
     ),
-    Mutant("own-calls-unseen", "tracer.Tracer.call_module", "        if has_own_call(m):", "        if False:"),
+    Mutant("own-calls-unseen", "tracer.Tracer._check_call", "        if has_own_call(m):", "        if False:"),
     Mutant(
         "inner-methods-unseen",
-        "tracer.COMPUTING",
+        "leaves.COMPUTING",
         '("forward", "_conv_forward", "_output_padding")',
         '("forward",)',
     ),
-    Mutant("written-containers-unseen", "side_effects.Kept.changed", "or _holds(held[path], written)", "or False"),
-    Mutant("rebuilt-parts-unseen", "worlds._left_behind", "    if rebuilt:\n", "    if False:\n"),
+    Mutant("written-containers-unseen", "kept.Kept.changed", "or holds(held[path], written)", "or False"),
+    Mutant("rebuilt-parts-unseen", "left_behind.refuse_left_behind", "    if rebuilt:\n", "    if False:\n"),
     # --- passes
     Mutant("generated-weights-stay", "fold_weights.FoldWeights.propose", "not generates_weight(lifted, node)", "True"),
     Mutant("frames-are-free", "cost._FRAME", "_FRAME = Fraction(9, 10)", "_FRAME = Fraction(1)"),

@@ -19,7 +19,9 @@ from torch import Tensor, fx, nn
 
 import repfx
 from repfx.errors import MismatchError
-from repfx.tracing import SizedTracer, Tracer, surroundings
+from repfx.tracing import Tracer, worlds
+from repfx.tracing.answers import Answers
+from repfx.tracing.sized_answers import SizedAnswers
 from repfx.tracing.traced_values import SizedProxy, TracedProxy, TracedTensor, TypeOf
 from tests import hostile
 from tests.compiling import Net, conv
@@ -48,31 +50,31 @@ def yes(s: Net, x: Tensor) -> Tensor:
 
 def negated(patch: pytest.MonkeyPatch) -> None:
     """Every truth that sizes decide is the other one."""
-    patch.setattr(SizedTracer, "to_bool", lambda self, obj: not self.facts[obj.node])
+    patch.setattr(SizedAnswers, "to_bool", lambda self, obj: not self.facts[obj.node])
 
 
 def lists(patch: pytest.MonkeyPatch) -> None:
     """Every argument is a list."""
-    patch.setattr(Tracer, "_kind_of_argument", lambda self, node: list)
+    patch.setattr(Answers, "_kind_of_argument", lambda self, node: list)
 
 
 def mistyped(patch: pytest.MonkeyPatch) -> None:
-    real = Tracer.kind_of
-    patch.setattr(Tracer, "kind_of", lambda self, n: float if n.target is operator.getitem else real(self, n))
+    real = Answers.kind_of
+    patch.setattr(Answers, "kind_of", lambda self, n: float if n.target is operator.getitem else real(self, n))
 
 
 def longer(patch: pytest.MonkeyPatch) -> None:
-    real = Tracer.size_of
-    patch.setattr(Tracer, "size_of", lambda self, obj: real(self, obj) + 1)
+    real = Answers.size_of
+    patch.setattr(Answers, "size_of", lambda self, obj: real(self, obj) + 1)
 
 
 def larger(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SizedTracer, "number_of", lambda self, obj: self.facts[obj.node] + 1)
+    patch.setattr(SizedAnswers, "number_of", lambda self, obj: self.facts[obj.node] + 1)
 
 
 def first_only(patch: pytest.MonkeyPatch) -> None:
-    real = SizedTracer.iter
-    patch.setattr(SizedTracer, "iter", lambda self, obj: iter(list(real(self, obj))[:1]))
+    real = SizedAnswers.iter
+    patch.setattr(SizedAnswers, "iter", lambda self, obj: iter(list(real(self, obj))[:1]))
 
 
 def everything_has_it(patch: pytest.MonkeyPatch) -> None:
@@ -84,7 +86,7 @@ def nothing_has_it(patch: pytest.MonkeyPatch) -> None:
         raise AttributeError("it has none")
 
     patch.setattr(TracedTensor, "mT", property(missing))
-    patch.setattr(Tracer, "check_attribute", missing)
+    patch.setattr(Answers, "check_attribute", missing)
 
 
 def in_training(patch: pytest.MonkeyPatch) -> None:
@@ -103,11 +105,11 @@ def in_training(patch: pytest.MonkeyPatch) -> None:
 
 def always_recording(patch: pytest.MonkeyPatch) -> None:
     """Both traces are made in the world that records gradients."""
-    patch.setattr(surroundings.WorldTracer, "gradients", True)
+    patch.setattr(worlds, "FIRST", worlds.OTHER)
 
 
 def always_required(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Tracer, "gradient_fact", lambda self, value, name: True)
+    patch.setattr(Answers, "gradient_fact", lambda self, value, name: True)
 
 
 def zeros_for_numpy(patch: pytest.MonkeyPatch) -> None:
@@ -116,7 +118,7 @@ def zeros_for_numpy(patch: pytest.MonkeyPatch) -> None:
 
 
 def other_text(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SizedTracer, "text_of", lambda self, obj, write: "0")
+    patch.setattr(SizedAnswers, "text_of", lambda self, obj, write: "0")
 
 
 def other_kind(patch: pytest.MonkeyPatch) -> None:
@@ -124,7 +126,7 @@ def other_kind(patch: pytest.MonkeyPatch) -> None:
 
 
 def other_key(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SizedTracer, "key_of", lambda self, obj: -1)
+    patch.setattr(SizedAnswers, "key_of", lambda self, obj: -1)
 
 
 def equal_to_none(patch: pytest.MonkeyPatch) -> None:

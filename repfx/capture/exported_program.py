@@ -43,20 +43,27 @@ def plain_graph(module: fx.GraphModule) -> nn.Module:
     """
     module = fx.GraphModule(module, copy.deepcopy(module.graph))
     for node in module.graph.nodes:
-        if node.op == "call_function" and node.target in _SAME:
-            node.target = _SAME[node.target]
-        elif node.target in _IN_PLACE and not node.kwargs:
-            node.target = _IN_PLACE[node.target]
-        elif node.target is _aten.batch_norm.default:
-            _rename_batch_norm(node)
-        elif node.target is _aten.dropout.default and node.args[2] is False:
-            node.replace_all_uses_with(node.args[0])
+        _rename(node)
     for call in [n for n in module.graph.nodes if n.target in (_aten._assert_tensor_metadata.default, "_guards_fn")]:
         module.graph.erase_node(call)
     module.graph.eliminate_dead_code()
     module.recompile()
     graph = fx.Tracer().trace(module)  # leaves behind the hooks and the flattening of inputs and outputs
     return fx.GraphModule(module, graph).eval()
+
+
+def _rename(node: fx.Node) -> None:
+    """Call a function of torch's own where one means the same; a dropout that drops nothing is passed by."""
+    if node.op == "call_function" and node.target in _SAME:
+        node.target = _SAME[node.target]
+    elif node.target in _IN_PLACE and not node.kwargs:
+        node.target = _IN_PLACE[node.target]
+    elif node.target is _aten.batch_norm.default:
+        _rename_batch_norm(node)
+    elif node.target is _aten.dropout.default and node.args[2] is False:
+        given = node.args[0]
+        assert isinstance(given, fx.Node)
+        node.replace_all_uses_with(given)
 
 
 def _rename_batch_norm(node: fx.Node) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from repfx.graph import Constants, module_at
+from repfx.graph import Constants, argument, module_at
 
 _MAKERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
@@ -41,24 +41,31 @@ def spell_out(graph: fx.Graph, root: nn.Module) -> None:
 
 
 def _product(graph: fx.Graph, node: fx.Node, constants: Constants, root: nn.Module) -> fx.Node | None:
-    a, b, c = _argument(node, 0, "input"), _argument(node, 1, "tensor1"), _argument(node, 2, "tensor2")
+    a, b, c = argument(node, 0, "input"), argument(node, 1, "tensor1"), argument(node, 2, "tensor2")
     value = node.kwargs.get("value", 1)
     if not all(isinstance(v, fx.Node) for v in (a, b, c)) or not isinstance(value, int | float) or len(node.args) > 3:
         return None
-    if _name(node) == "addcdiv" and not constants.is_constant(c):
+    divides = _name(node) == "addcdiv"
+    if divides and not constants.is_constant(c):
         return None
-    given = [v for v in (b, c) if not constants.is_constant(v)]
-    fixed = [v for v in (b, c) if constants.is_constant(v)]
-    if len(given) != 1 or not _takes_up(given[0], root) or not _per_channel(fixed[0], constants):
+    if not _folds(b, c, constants, root):
         return None
-    target = operator.truediv if _name(node) == "addcdiv" else operator.mul
+    target = operator.truediv if divides else operator.mul
     with graph.inserting_before(node):
         product = _made(graph, node, target, (b, c), {})
         return _made(graph, node, torch.add, (a, product), {"alpha": value})
 
 
+def _folds(b: fx.Node, c: fx.Node, constants: Constants, root: nn.Module) -> bool:
+    """Whether one factor is a constant for each channel, and what makes the other takes it up."""
+    given, fixed = (c, b) if constants.is_constant(b) else (b, c)
+    if constants.is_constant(given) or not constants.is_constant(fixed):
+        return False
+    return _takes_up(given, root) and _per_channel(fixed, constants)
+
+
 def _lerp(graph: fx.Graph, node: fx.Node, constants: Constants, root: nn.Module) -> fx.Node | None:
-    a, b, w = _argument(node, 0, "input"), _argument(node, 1, "end"), _argument(node, 2, "weight")
+    a, b, w = argument(node, 0, "input"), argument(node, 1, "end"), argument(node, 2, "weight")
     if not all(isinstance(v, fx.Node) for v in (a, b, w)) or not _per_channel(w, constants):
         return None
     if any(not constants.is_constant(v) and not _takes_up(v, root) for v in (a, b)):
@@ -93,7 +100,3 @@ def _name(node: fx.Node) -> str:
     if node.op == "call_method":
         return str(node.target)
     return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-
-
-def _argument(node: fx.Node, position: int, name: str) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name)

@@ -22,8 +22,8 @@ from torch import nn
 
 from repfx.graph import modules_of
 from repfx.introspection import CHANGES_CONTAINERS, is_library, names_in, source_of
-from repfx.state.reach import functions_in, state_of, walk
-from repfx.state.side_effects import Kept
+from repfx.state.kept import Kept
+from repfx.state.walking import functions_in, state_of, walk
 
 Stop = Callable[[str], Any]
 
@@ -64,6 +64,9 @@ class _Written:
     containers: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)  # globals that are bound anew
 
+    def __bool__(self) -> bool:
+        return bool(self.attributes or self.containers or self.names)
+
 
 def unread_parts(whole: Iterable[str], modules: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Module]:
     """The outermost modules whose code is not traced, by path."""
@@ -76,14 +79,11 @@ def spoil(containers: Iterable[Any], part: nn.Module, stop: Stop) -> None:
     given = [one for one in containers if type(one) in (list, dict)]
     if not given:
         return
-    written = _Written()
-    for function in _code_of(part):
-        _note_written(function, written)
+    written = _written_by(_code_of(part))
     if not written.containers:
         return
     for container in given:
-        keys = list(container) if isinstance(container, dict) else range(len(container))
-        for key in keys:
+        for key in _keys_of(container):
             container[key] = Unknown(stop, f"[{key!r}] of what it was given")
 
 
@@ -140,27 +140,48 @@ def _holds(table: Any, key: Any, value: Any) -> bool:
 
 
 def _places(part: nn.Module, root: nn.Module, model: nn.Module) -> list[tuple[Any, Any, str]]:
-    """Where a module may write: a table of attributes, a dictionary or a list, and a key of it."""
+    """Where a module may write: a table of attributes, a dictionary or a list, and a key of it; and its name."""
     functions = list(_code_of(part))
-    written = _Written()
-    for function in functions:
-        _note_written(function, written)
-    if not written.attributes and not written.containers and not written.names:
+    written = _written_by(functions)
+    if not written:
         return []
     objects = _objects(part, functions)
     if any(one is model for one in objects):
         objects.append(root)
-    found: dict[tuple[int, Any], tuple[Any, Any, str]] = {}
+    places = [
+        *_written_attributes(written, objects),
+        *_written_items(written, objects, functions),
+        *_written_globals(written, functions),
+    ]
+    return list({(id(table), key): (table, key, name) for table, key, name in places}.values())
+
+
+def _written_attributes(written: _Written, objects: Iterable[Any]) -> Iterator[tuple[Any, Any, str]]:
     for one in objects:
         own = vars(one)
-        names = [name for name in written.attributes if name in own and not isinstance(own[name], nn.Module)]
-        found |= {(id(own), name): (own, name, name) for name in names}
+        for name in written.attributes & own.keys():
+            if not isinstance(own[name], nn.Module):
+                yield own, name, name
+
+
+def _written_items(
+    written: _Written, objects: Iterable[Any], functions: Iterable[FunctionType]
+) -> Iterator[tuple[Any, Any, str]]:
     for name, container in _named_containers(written.containers, objects, functions):
-        keys = list(container) if isinstance(container, dict) else range(len(container))
-        found |= {(id(container), key): (container, key, name) for key in keys}
-    for space in [function.__globals__ for function in functions]:
-        found |= {(id(space), name): (space, name, name) for name in written.names & space.keys()}
-    return list(found.values())
+        for key in _keys_of(container):
+            yield container, key, name
+
+
+def _written_globals(written: _Written, functions: Iterable[FunctionType]) -> Iterator[tuple[Any, Any, str]]:
+    for function in functions:
+        space = function.__globals__
+        for name in written.names & space.keys():
+            yield space, name, name
+
+
+def _keys_of(container: Any) -> Iterable[Any]:
+    """Under what the items of a list or dictionary lie."""
+    return list(container) if isinstance(container, dict) else range(len(container))
 
 
 def _named_containers(
@@ -191,14 +212,20 @@ def _variables(function: FunctionType) -> dict[str, Any]:
 def _objects(part: nn.Module, functions: Iterable[FunctionType]) -> list[Any]:
     """What the code of a module may have the attributes of: modules, and plain objects of the user's."""
     modules = [module for _, module in modules_of(part)]
+    near = _near(modules, functions)
+    found = modules + [one for one in near if isinstance(one, nn.Module)]
+    attributes = [value for module in found for value in vars(module).values()]
+    found += [one for one in walk([*near, *attributes]) if state_of(one) is not None]
+    return list({id(one): one for one in found}.values())
+
+
+def _near(modules: Iterable[nn.Module], functions: Iterable[FunctionType]) -> list[Any]:
+    """The hooks of modules and what those are methods of, and the variables around functions."""
     hooks = [hook for module in modules for hook in _hooks(module)]
     near = [*(hook.__self__ for hook in hooks if isinstance(hook, MethodType)), *hooks]
     for function in functions:
         near += _variables(function).values()
-    modules += [one for one in near if isinstance(one, nn.Module)]
-    plain = walk([*near, *(value for module in modules for value in vars(module).values())])
-    found = {id(one): one for one in (*modules, *(one for one in plain if state_of(one) is not None))}
-    return list(found.values())
+    return near
 
 
 def _hooks(module: nn.Module) -> list[Any]:
@@ -209,11 +236,7 @@ def _code_of(part: nn.Module) -> Iterator[FunctionType]:
     """The functions that run when a module is called, torch's own apart."""
     work: list[tuple[type, FunctionType]] = []
     for _, module in modules_of(part):
-        torchs = type(module).__module__.startswith("torch.nn")
-        own = vars(module).get("forward", None if torchs else type(module).forward)
-        work += [(type(module), function) for function in functions_in([own, *_hooks(module)])]
-        for kind in {type(hook) for hook in _hooks(module)}:
-            work += [(kind, function) for function in functions_in([vars(kind).get("__call__")])]
+        work += _entry_points(module)
     seen: set[int] = set()
     while work:
         owner, function = work.pop()
@@ -224,6 +247,24 @@ def _code_of(part: nn.Module) -> Iterator[FunctionType]:
         for name in names_in(function.__code__):
             inner = functions_in([getattr(owner, name, None), function.__globals__.get(name)])
             work += [(owner, f) for f in inner]
+
+
+def _entry_points(module: nn.Module) -> Iterator[tuple[type, FunctionType]]:
+    """The functions that a call of a module begins with, and the class in which their names are looked up."""
+    torchs = type(module).__module__.startswith("torch.nn")
+    own = vars(module).get("forward", None if torchs else type(module).forward)
+    for function in functions_in([own, *_hooks(module)]):
+        yield type(module), function
+    for kind in {type(hook) for hook in _hooks(module)}:
+        for function in functions_in([vars(kind).get("__call__")]):
+            yield kind, function
+
+
+def _written_by(functions: Iterable[FunctionType]) -> _Written:
+    written = _Written()
+    for function in functions:
+        _note_written(function, written)
+    return written
 
 
 def _note_written(function: FunctionType, written: _Written) -> None:

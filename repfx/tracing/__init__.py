@@ -1,7 +1,12 @@
 """One forward's Python, run once, as an fx graph that does not lie; where it cannot be, a refusal."""
 
-from repfx.tracing.example_tracer import SizedTracer
-from repfx.tracing.islands import called_children, may_overwrite
+from repfx.tracing.answers import AS_TEXT, is_assertion
+from repfx.tracing.children import called_children
+from repfx.tracing.differences import calls_of
+from repfx.tracing.islands import may_overwrite
+from repfx.tracing.leaves import computes_otherwise, has_own_call
+from repfx.tracing.modes import generators, modes_kept, set_generators
+from repfx.tracing.outcome import Refused, Traced
 from repfx.tracing.signature import (
     EMPTY,
     Example,
@@ -11,25 +16,27 @@ from repfx.tracing.signature import (
     example_values,
     parameters_of,
 )
-from repfx.tracing.surroundings import generators, modes_kept, set_generators
-from repfx.tracing.tracer import AS_TEXT, COMPUTING, Tracer, has_own_call, is_assertion
-from repfx.tracing.worlds import Agree, Fault, Traced, calls_of, restored, shell_of, traced
+from repfx.tracing.surroundings import World
+from repfx.tracing.tracer import Knowledge, Tracer
+from repfx.tracing.worlds import Agree, attempt, restored
 
 __all__ = [
     "AS_TEXT",
-    "COMPUTING",
     "EMPTY",
     "Agree",
     "Example",
-    "Fault",
+    "Knowledge",
     "Passed",
+    "Refused",
     "SignatureTracer",
-    "SizedTracer",
     "Traced",
     "Tracer",
     "UnknownArgumentError",
+    "World",
+    "attempt",
     "called_children",
     "calls_of",
+    "computes_otherwise",
     "example_values",
     "generators",
     "has_own_call",
@@ -39,6 +46,4 @@ __all__ = [
     "parameters_of",
     "restored",
     "set_generators",
-    "shell_of",
-    "traced",
 ]

@@ -113,31 +113,50 @@ def templates(
     `example` is a call of the outermost module; `passed` is what the calls of an inner one pass, of which
     nothing more is known.  Raises `UnknownArgumentError` where that is not enough.
     """
-    given = {} if example is None else example.bound(parameters)
-    found: dict[str, Any] = {}
-    if example is None and parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+    given: dict[str, Any] = {}
+    sole: str | None = None
+    if example is not None:
+        given = example.bound(parameters)
+    elif parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
         raise UnknownArgumentError(f"it takes any number of arguments, *{parameters[0].name}")
-    sole = _taken_as_given(parameters) if example is None and passed is None else None
+    elif passed is None:
+        sole = _taken_as_given(parameters)
+    found: dict[str, Any] = {}
     for index, parameter in enumerate(parameters):
         name = parameter.name
         if parameter.kind in VARIADIC:
-            if passed is not None and (passed.anything or _spills(parameters, passed)):
-                raise UnknownArgumentError(f"its caller passes more than its named arguments, through {name}")
-            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-                found[name] = tuple(map(template, given.get(name, ())))
-            else:
-                found[name] = {key: template(value) for key, value in given.get(name, {}).items()}
+            _check_spill(parameters, name, passed)
+            found[name] = _variadic_template(parameter, given)
         elif name in given:
             found[name] = template(given[name])
         elif parameter.default is EMPTY or name == sole:
             found[name] = OPEN
-        elif passed is not None and passed.gives(index, name):
-            raise UnknownArgumentError(f"its caller passes {name}, whose default is {parameter.default!r}")
-        elif not _is_plain(parameter.default):
-            raise UnknownArgumentError(f"{name} has a {type(parameter.default).__name__} as its default")
         else:
-            found[name] = parameter.default
+            found[name] = _compiled_default(parameter, index, passed)
     return found
+
+
+def _check_spill(parameters: Sequence[inspect.Parameter], name: str, passed: Passed | None) -> None:
+    """Raise where `*args` or `**kwargs` of this name may be given something that nobody knows."""
+    if passed is not None and (passed.anything or _spills(parameters, passed)):
+        raise UnknownArgumentError(f"its caller passes more than its named arguments, through {name}")
+
+
+def _variadic_template(parameter: inspect.Parameter, given: Mapping[str, Any]) -> Any:
+    """What is compiled in of `*args` or `**kwargs`: as many as the example gives."""
+    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+        return tuple(map(template, given.get(parameter.name, ())))
+    return {key: template(value) for key, value in given.get(parameter.name, {}).items()}
+
+
+def _compiled_default(parameter: inspect.Parameter, index: int, passed: Passed | None) -> Any:
+    """The default of a parameter that is not given.  Raises `UnknownArgumentError` where it may not be that."""
+    name, default = parameter.name, parameter.default
+    if passed is not None and passed.gives(index, name):
+        raise UnknownArgumentError(f"its caller passes {name}, whose default is {default!r}")
+    if not _is_plain(default):
+        raise UnknownArgumentError(f"{name} has a {type(default).__name__} as its default")
+    return default
 
 
 def _taken_as_given(parameters: Sequence[inspect.Parameter]) -> str | None:
@@ -177,10 +196,14 @@ def arguments_of(
             case inspect.Parameter.VAR_KEYWORD:
                 kwargs |= {key: value[key] if item is OPEN else item for key, item in own.items()}
             case inspect.Parameter.KEYWORD_ONLY:
-                kwargs[parameter.name] = value if own is OPEN else own
+                kwargs[parameter.name] = _filled(own, value)
             case _:
-                args.append(value if own is OPEN else own)
+                args.append(_filled(own, value))
     return args, kwargs
+
+
+def _filled(own: Any, value: Any) -> Any:
+    return value if own is OPEN else own
 
 
 def example_values(parameters: Sequence[inspect.Parameter], example: Example) -> dict[str, Any]:
@@ -238,11 +261,7 @@ class SignatureTracer(fx.Tracer):
         parameters = parameters if own is not None else parameters[1:]
         found = self.templates(root, parameters)
         values = {p.name: self._placeholder(p) for p in parameters}
-        kinds = {kind: [p.name for p in parameters if p.kind is kind] for kind in inspect._ParameterKind}
-        positional, keyword = kinds[inspect.Parameter.POSITIONAL_ONLY], kinds[inspect.Parameter.KEYWORD_ONLY]
-        if positional or keyword:
-            starred = bool(kinds[inspect.Parameter.VAR_POSITIONAL])
-            self.graph.set_codegen(SignatureCodeGen(positional, keyword, starred))
+        self._keep_marks(parameters)
         self.guard(parameters, found, values)
         if any(found[p.name] is OPEN and p.kind in VARIADIC for p in parameters):
             ordered = sorted(parameters, key=lambda p: _IN_CODE.index(p.kind))  # as the code object has them
@@ -257,6 +276,14 @@ class SignatureTracer(fx.Tracer):
         returned = getattr(root_fn, "__annotations__", {}).get("return")
         call.__annotations__ = {} if isinstance(returned, str) else {"return": returned}  # a name from elsewhere
         return call, []
+
+    def _keep_marks(self, parameters: Sequence[inspect.Parameter]) -> None:
+        """Let the graph's code have the positional-only and keyword-only marks of the signature."""
+        kinds = {kind: [p.name for p in parameters if p.kind is kind] for kind in inspect._ParameterKind}
+        positional, keyword = kinds[inspect.Parameter.POSITIONAL_ONLY], kinds[inspect.Parameter.KEYWORD_ONLY]
+        if positional or keyword:
+            starred = bool(kinds[inspect.Parameter.VAR_POSITIONAL])
+            self.graph.set_codegen(SignatureCodeGen(positional, keyword, starred))
 
     def guard(self, parameters: Sequence[inspect.Parameter], found: Any, values: Mapping[str, fx.Proxy]) -> None:
         """Nothing is compiled in, so nothing is guarded."""

@@ -5,15 +5,15 @@ A traced tensor *is* a `torch.Tensor`, of a subclass that records what is done t
 C code that looks for them past `__torch_function__` ends in `__torch_dispatch__`, which refuses.  A traced size is
 no tensor, and says through `__class__` that it is an int.
 
-What a value cannot answer truthfully, and could not be recorded, is refused, whoever asks; `Tracer` decides what
-can be answered.
+What a value cannot answer truthfully, and could not be recorded, is refused, whoever asks; what can be
+answered is decided by `repfx.tracing.answers`.
 """
 
 from __future__ import annotations
 
 import operator
-import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,11 @@ class TracedProxy(RecordedProxy, MutableProxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # what isinstance() asks
-        found: type = self.tracer.type_of(self)
+        found: type = self.tracer.answers.type_of(self)
         return found
 
     def __getattr__(self, name: str) -> Any:
-        self.tracer.check_attribute(self.node, name)
+        self.tracer.answers.check_attribute(self.node, name)
         return self._attribute(name)
 
     def _attribute(self, name: str) -> Any:
@@ -48,9 +48,7 @@ class TracedProxy(RecordedProxy, MutableProxy):
             self.tracer.stop(f"asks for .{name} of a value, which is no function of the inputs")
         if compared_by_identity(frame_of_caller(2)):
             self.tracer.stop(f"asks which object .{name} of a value is, which nothing tells")
-        made = (self.tracer.shape_type if name == "shape" else self.tracer.attribute_type)(self, name)
-        self.tracer.made.append(weakref.ref(made))
-        return made
+        return self.tracer.attribute_of(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _OWN:
@@ -61,20 +59,20 @@ class TracedProxy(RecordedProxy, MutableProxy):
         self.tracer.stop(f"deletes .{name} of a value")
 
     def __hash__(self) -> int:
-        return hash(self.tracer.key_of(self))
+        return hash(self.tracer.answers.key_of(self))
 
     def __len__(self) -> int:
         self._check_sized()
-        return int(self.tracer.size_of(self))
+        return int(self.tracer.answers.size_of(self))
 
     def __iter__(self) -> Any:
         self._check_sized()
         count = unpacked(frame_of_caller())
-        return self.tracer.iter(self) if count is None else self.tracer.unpack(self, count)
+        return self.tracer.answers.iter(self) if count is None else self.tracer.answers.unpack(self, count)
 
     def _check_sized(self) -> None:
         """A number has no items."""
-        found = self.tracer.kind_of(self.node)
+        found = self.tracer.answers.kind_of(self.node)
         if found in (int, float, bool):
             raise TypeError(f"{found.__name__!r} object has no items")
 
@@ -86,28 +84,28 @@ class TracedProxy(RecordedProxy, MutableProxy):
 
     def __bool__(self) -> bool:
         way = way_around_raise(frame_of_caller(), self.tracer.outermost)
-        return bool(self.tracer.to_bool(self)) if way is None else way
+        return bool(self.tracer.answers.to_bool(self)) if way is None else way
 
     def __int__(self) -> int:
-        return int(self.tracer.number_of(self))
+        return int(self.tracer.answers.number_of(self))
 
     def __float__(self) -> float:
-        return float(self.tracer.number_of(self))
+        return float(self.tracer.answers.number_of(self))
 
     def __complex__(self) -> complex:
-        return complex(self.tracer.number_of(self))
+        return complex(self.tracer.answers.number_of(self))
 
     def __repr__(self) -> str:
-        return str(self.tracer.text_of(self, repr))
+        return str(self.tracer.answers.text_of(self, repr))
 
     def __str__(self) -> str:
-        return str(self.tracer.text_of(self, str))
+        return str(self.tracer.answers.text_of(self, str))
 
     def __format__(self, how: str) -> str:
-        return str(self.tracer.text_of(self, lambda value: format(value, how)))
+        return str(self.tracer.answers.text_of(self, lambda value: format(value, how)))
 
     def __contains__(self, item: Any) -> bool:
-        return bool(self.tracer.holds(self, item))
+        return bool(self.tracer.answers.holds(self, item))
 
     def __deepcopy__(self, memo: Any) -> Any:
         self.tracer.stop("copies a value deeply")
@@ -200,11 +198,11 @@ class TracedTensor(TracedProxy, Tensor):  # type: ignore[misc]
     def _attribute(self, name: str) -> Any:
         held = self.__dict__["held"]
         if name in _OBJECTS and compared_by_identity(frame_of_caller(2)):
-            return self.tracer.object_of(super()._attribute(name), name)
+            return self.tracer.answers.object_of(super()._attribute(name), name)
         if held is not None and name in _SIZES:
             return getattr(held, name)
         if name in GRADIENTS or name.startswith("_"):
-            return self.tracer.gradient_fact(self, name)
+            return self.tracer.answers.gradient_fact(self, name)
         if ATTRIBUTES.get(name) is Tensor:
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return super()._attribute(name)
@@ -319,31 +317,31 @@ class SizedProxy(TracedProxy):
     """A traced value whose sizes are known for the example."""
 
     def __index__(self) -> int:
-        if not self.tracer.is_whole(self.node):
+        if not self.tracer.answers.is_whole(self.node):
             raise TypeError("no whole number")  # C code tries what a value is
-        value = operator.index(self.tracer.number_of(self))
-        self.tracer.asked_by(instruction(frame_of_caller()))
+        value = operator.index(self.tracer.answers.number_of(self))
+        self.tracer.answers.asked_by(instruction(frame_of_caller()))
         return value
 
     def __float__(self) -> float:
-        value = float(self.tracer.number_of(self))
-        self.tracer.asked_by(instruction(frame_of_caller()))
+        value = float(self.tracer.answers.number_of(self))
+        self.tracer.answers.asked_by(instruction(frame_of_caller()))
         return value
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.tracer.is_number(self.node):
+        if not self.tracer.answers.is_number(self.node):
             return super().__array__(*args, **kwargs)
-        return np.asarray(self.tracer.number_of(self), *args)
+        return np.asarray(self.tracer.answers.number_of(self), *args)
 
     def __round__(self, digits: int | None = None) -> Any:
-        return round(self.tracer.number_of(self), digits)
+        return round(self.tracer.answers.number_of(self), digits)
 
     @classmethod
     def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
         found: list[Any] = []
         tree_map(lambda x: found.append(x) if issubclass(type(x), SizedProxy) else None, (args, kwargs))
         for proxy in found[:1]:
-            proxy.tracer.take_back(instruction(frame_of_caller()))
+            proxy.tracer.answers.take_back(instruction(frame_of_caller()))
         return super().__torch_function__(orig_method, types, args, kwargs)
 
 
@@ -366,6 +364,31 @@ class SizedShape(SizedAttribute, TracedShape):
 class SizedTensor(SizedProxy, TracedTensor):  # type: ignore[misc]
     """A traced tensor whose sizes are known for the example."""
 
+
+@dataclass(frozen=True)
+class Values:
+    """The classes that stand for values: one for each kind of thing that C code tells apart by its type."""
+
+    other: type[TracedProxy]
+    tensor: type[TracedTensor]
+    sequence: type[TracedSequence]
+    mapping: type[TracedMapping]
+    attribute: type[fx.proxy.Attribute]
+    shape: type[fx.proxy.Attribute]
+
+    def standing_for(self, kind: type | None) -> type[TracedProxy]:
+        """Which of them stands for a value of this type."""
+        if kind is None:
+            return self.other
+        if kind is Tensor:
+            return self.tensor
+        if issubclass(kind, tuple | list):
+            return self.sequence
+        return self.mapping if issubclass(kind, dict) else self.other
+
+
+UNSIZED = Values(TracedProxy, TracedTensor, TracedSequence, TracedMapping, TracedAttribute, TracedShape)
+SIZED = Values(SizedProxy, SizedTensor, SizedSequence, SizedMapping, SizedAttribute, SizedShape)
 
 for _kind in (TracedSequence, TracedShape):
     Sequence.register(_kind)  # sets what `case (_, channels, _, _):` looks at, and it looks at the C type
