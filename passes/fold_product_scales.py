@@ -27,6 +27,7 @@ from repfx.attention import (
     readers_of,
     scalar_factor,
     viewed,
+    views_of,
 )
 from repfx.decline import Decline, Reason
 from repfx.graph import ANY, Affine, LiftedGraph, Op, Sum, applied, is_size
@@ -75,7 +76,7 @@ def _scaled_strand(
     lifted: LiftedGraph, node: fx.Node, source: fx.Node, product: Product | None, value: fx.Node
 ) -> _Strand | None:
     """The channels that would take the factor up; None where no map makes them, or where memory is written into."""
-    made = _views_of(lifted, value)[-1]
+    made = views_of(lifted, value)[-1]
     map_ = lifted.own_map(made)
     if map_ is None:
         return None
@@ -83,14 +84,6 @@ def _scaled_strand(
     if value not in readers.views or any(lifted.is_aliased(view) for view in readers.views):
         return None
     return _Strand(node, source, product, value, made, map_, readers.views[value].channels, readers)
-
-
-def _views_of(lifted: LiftedGraph, node: fx.Node) -> list[fx.Node]:
-    """A view, all that it is a view of, and last what is no view."""
-    found = [node]
-    while (above := viewed(lifted, found[-1])) is not None:
-        found.append(above)
-    return found
 
 
 # --- who else reads these channels ------------------------------------------------------------------
@@ -213,7 +206,7 @@ def _product_and_factors(lifted: LiftedGraph, strand: _Strand) -> set[fx.Node]:
         return set()
     found = {strand.source, *product.left.turns, *product.right.turns}
     for operand in (product.left, product.right):
-        views = _views_of(lifted, operand.node)
+        views = views_of(lifted, operand.node)
         if isinstance(lifted.op(views[-1]), Affine):
             found.update(views)
     return found

@@ -6,7 +6,7 @@ from repfx.attention.memory_layout import copy_strided_operands
 from repfx.attention.products import Operand, Product, product_of
 from repfx.attention.projections import Projection, projection_of, scaled_by, scaling_of
 from repfx.attention.recognition import Attention, attention_of, is_call, without_shared_turns
-from repfx.attention.views import is_split, scalar_factor, transposed_last, viewed
+from repfx.attention.views import is_split, scalar_factor, transposed_last, viewed, views_of
 
 __all__ = [
     "Attention",
@@ -31,5 +31,6 @@ __all__ = [
     "transposed_last",
     "usable_bias",
     "viewed",
+    "views_of",
     "without_shared_turns",
 ]

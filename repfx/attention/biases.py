@@ -12,10 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from repfx.attention.channel_readers import readers_of
 from repfx.attention.recognition import Attention
-from repfx.attention.views import PARTS, index_items, name_of, part_axis, selection, viewed
+from repfx.attention.strands import KnownView
+from repfx.attention.views import index_items, is_split, name_of, part_axis, selection, viewed, views_of
 from repfx.decline import Decline, Reason
-from repfx.graph import LiftedGraph, argument
+from repfx.graph import LiftedGraph
 
 Bias = tuple[tuple[fx.Node, tuple[int, ...]], ...]  # constants, and the shapes to read them in
 
@@ -98,12 +100,21 @@ def tokens_of(lifted: LiftedGraph, node: fx.Node) -> fx.Node:
 
 
 def _keeps_tokens(lifted: LiftedGraph, node: fx.Node, source: fx.Node) -> bool:
-    if selection(lifted, node) is not None:
+    if name_of(node) != "getitem" or selection(lifted, node) is not None:
         return True
-    name = name_of(node)
-    if name == "getitem" and name_of(source) not in PARTS:
-        return all(isinstance(i, int) or i in (None, Ellipsis, slice(None)) for i in index_items(node.args[1]))
-    if name in ("split", "split_with_sizes") and not isinstance(argument(node, 1, "split_size"), int):
-        rank, axis = lifted.rank(source), part_axis(node)
-        return isinstance(axis, int) and rank is not None and axis % rank == rank - 1
-    return True
+    if is_split(source):
+        return name_of(source) == "unbind" or _divides_channels(lifted, source)
+    return all(isinstance(item, int) or item in (None, Ellipsis, slice(None)) for item in index_items(node.args[1]))
+
+
+def _divides_channels(lifted: LiftedGraph, split: fx.Node) -> bool:
+    """Whether a chunk or split goes along channels of the map behind it: then all parts have all tokens."""
+    axis, source = part_axis(split), viewed(lifted, split)
+    if source is None or not isinstance(axis, int):
+        return False
+    made = views_of(lifted, source)[-1]
+    map_ = lifted.own_map(made)
+    if map_ is None:
+        return False
+    strand = readers_of(lifted, made, map_.out_channels, map_.axes).views.get(source)
+    return isinstance(strand, KnownView) and strand.layout[axis]

@@ -39,6 +39,14 @@ def viewed(lifted: LiftedGraph, node: fx.Node) -> fx.Node | None:
     return _moved(lifted, node) if factor is None else factor
 
 
+def views_of(lifted: LiftedGraph, node: fx.Node) -> list[fx.Node]:
+    """A view, all that it is a view of, and last what is no view."""
+    found = [node]
+    while (above := viewed(lifted, found[-1])) is not None:
+        found.append(above)
+    return found
+
+
 def _moved(lifted: LiftedGraph, node: fx.Node) -> fx.Node | None:
     """The value that an operation which is lifted as no map only moves, or takes a part of."""
     source = argument(node, 0, "input", node.kwargs.get("tensor"))

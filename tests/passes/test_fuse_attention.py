@@ -231,3 +231,47 @@ def test_default_passes_take_the_factor_before_a_chain_hides_it(name: str) -> No
     fused = fused_tokens(Net(run, a=nn.Linear(WIDTH, 18), t=t, b=b))
     assert len(calls(fused)) == 1
     assert not any(node.target in (operator.mul, operator.truediv) for node in fused.graph.nodes)
+
+
+def test_a_bias_of_tokens_that_a_chunk_divides() -> None:
+    """Of five tokens the last third is one: the sum with a bias of two by two has two rows, which the call refuses."""
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        first, _, last = s.a(torch.tanh(x)).chunk(3, 1)
+        return (last @ first.transpose(1, 2) + s.b).softmax(-1) @ first
+
+    model = Net(run, a=nn.Linear(WIDTH, 4), b=nn.Parameter(torch.randn(2, 2)))
+    refused(FuseAttention(), model, Reason.NOT_EXACT, "matmul_1", "different tokens; it may widen them")
+
+
+def test_a_bias_where_channels_come_first() -> None:
+    """Along which axis a chunk divides channels is told by the projection that makes them."""
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        parts = s.a(x.transpose(1, 2)[..., None]).chunk(3, 1)
+        q, k, v = (part.flatten(2).transpose(1, 2) for part in parts)
+        return (q @ k.transpose(1, 2) + s.b).softmax(-1) @ v
+
+    model = Net(run, a=nn.Conv2d(WIDTH, 9, 1), b=nn.Parameter(torch.randn(5, 5)))
+    assert len(calls(fused_tokens(model, tokens=(5,), **ALONE))) == 1
+
+
+def test_dots_among_the_letters_of_an_einsum() -> None:
+    """einsum("bi...d,bj...d->bi...j") is no product of the last two axes: the dots stand between them."""
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        q, k, v = (f(x).reshape(x.shape[0], 2, -1, 3) for f in (s.q, s.k, s.v))
+        weights = torch.einsum("bi...d,bj...d->bi...j", q, k).softmax(-1)
+        return torch.einsum("bi...j,bj...d->bi...d", weights, v)
+
+    model = Net(run, q=nn.Linear(WIDTH, 6), k=nn.Linear(WIDTH, 6), v=nn.Linear(WIDTH, 6))
+    assert not calls(fused_tokens(model, tokens=(4, 2), **ALONE))
+
+
+def test_dots_behind_common_letters_of_an_einsum() -> None:
+    def run(s: Net, x: Tensor) -> Tensor:
+        q, k, v = (f(torch.tanh(x)) for f in (s.q, s.k, s.v))
+        return torch.einsum("b...nm,b...md->b...nd", torch.einsum("b...nd,b...md->b...nm", q, k).softmax(-1), v)
+
+    model = Net(run, q=nn.Linear(WIDTH, 6), k=nn.Linear(WIDTH, 6), v=nn.Linear(WIDTH, 6))
+    assert len(calls(fused_tokens(model, **ALONE))) == 1
