@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from torch import fx
 
@@ -114,14 +115,13 @@ def _pairs(rule: str, lifted: LiftedGraph, node: fx.Node, source: fx.Node) -> It
     if len(terms) < 3 or any(factor != 1.0 for _, factor in terms):
         return
     regions = [between(lifted, source, term) for term, _ in terms]
-    for later, second in enumerate(regions):
-        for earlier, first in enumerate(regions[:later]):
-            if not lifted.alive(node):
-                return
-            merged = _pair(first, second)
-            if merged is not None:
-                rest = [term for place, term in enumerate(terms) if place not in (earlier, later)]
-                yield _proposed(rule, node, rest, merged, sums)
+    for pair in sorted(combinations(range(len(terms)), 2), key=lambda pair: pair[1]):
+        if not lifted.alive(node):
+            return
+        merged = _pair(*(regions[place] for place in pair))
+        if merged is not None:
+            rest = [term for place, term in enumerate(terms) if place not in pair]
+            yield _proposed(rule, node, rest, merged, sums)
 
 
 def _pair(first: Region | Decline, second: Region | Decline) -> _Merged | None:

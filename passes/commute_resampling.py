@@ -21,7 +21,7 @@ from torch import fx
 from repfx.algebra import AffineConv, Kind, form_of, over
 from repfx.decline import Decline, Reason
 from repfx.graph import ANY, Affine, LiftedGraph, Op, Resampling, Resolution, Sum, applied
-from repfx.rewriting import Apply, Expr, Proposal, Ref, Through, absorbed, map_over
+from repfx.rewriting import Absorption, Apply, Expr, Proposal, Ref, Through, absorbed, map_over
 
 _NOT_MORE = (Resolution.LOWER, Resolution.SAME)
 _NOT_FEWER = (Resolution.HIGHER, Resolution.SAME)
@@ -65,21 +65,16 @@ def _if_per_pixel(map_: AffineConv | Decline) -> AffineConv | None:
 
 
 def _forward(rule: str, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
-    op = lifted.op(node)
-    if not isinstance(op, Affine) or not all(_takes_a_map(lifted, user) for user in lifted.users(node)):
+    op, moving = lifted.op(node), _moving(lifted, node)
+    if moving is None or not isinstance(op, Affine):
         return
-    axes = op.axes if op.axes is not None else _axes(lifted, op.source)
-    if axes is None:
-        return
-    map_ = _if_per_pixel(op.build(axes, lifted.channels(op.source, axes)))
-    if map_ is None:
-        return
+    axes, map_ = moving
     found = absorbed(lifted, node, axes, map_, Ref(op.source))
     if isinstance(found, Decline):
         yield found.at(lifted.place(node))
         return
-    if _is_dense(map_) and found.resolution in _NOT_FEWER and found.pointwise and len(found.replacements) == 1:
-        return  # better backward: at a lower resolution it costs less, at the same one it stays where it was
+    if _is_better_backward(map_, found):
+        return
     allowed = found.macs + (form_of(map_).macs if found.resolution in _NOT_MORE else 0)
     if found.merged_macs > allowed:
         yield _grows(found.merged_macs, allowed, lifted.place(found.replacements[-1][0]))
@@ -88,12 +83,25 @@ def _forward(rule: str, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal
     yield Proposal(rule, tuple(found.replacements), (node, *found.between, *readers))
 
 
+def _moving(lifted: LiftedGraph, node: fx.Node) -> tuple[int, AffineConv] | None:
+    """(spatial axes, per-pixel map) of a node whose readers are all resamplings or maps."""
+    op = lifted.op(node)
+    if not isinstance(op, Affine) or not all(_takes_a_map(lifted, user) for user in lifted.users(node)):
+        return None
+    axes = op.axes if op.axes is not None else _axes(lifted, op.source)
+    map_ = None if axes is None else _if_per_pixel(op.build(axes, lifted.channels(op.source, axes)))
+    return None if axes is None or map_ is None else (axes, map_)
+
+
+def _is_better_backward(map_: AffineConv, found: Absorption) -> bool:
+    """A map that mixes, of one reader: at a lower resolution it costs less, at the same one it stays where it was."""
+    if form_of(map_).kind is Kind.SCALE or found.resolution not in _NOT_FEWER:
+        return False
+    return found.pointwise and len(found.replacements) == 1
+
+
 def _takes_a_map(lifted: LiftedGraph, user: fx.Node) -> bool:
     return _is_resampling(lifted, user) or lifted.is_affine(user)
-
-
-def _is_dense(map_: AffineConv) -> bool:
-    return form_of(map_).kind is not Kind.SCALE
 
 
 def _axes(lifted: LiftedGraph, node: fx.Node) -> int | None:

@@ -38,13 +38,11 @@ class SplitConcats:
         split = _split_of(lifted, node)
         if split is None:
             return
-        thin = [branch if branch is None or not branch.grows else None for branch in split.branches]
-        for chosen in (split.branches, thin) if thin != split.branches else (thin,):
-            heavy = sum(branch is not None and branch.heavy for branch in chosen)
-            if not lifted.alive(node) or not heavy:
-                continue
-            refused = split.refused(heavy)
-            yield split.proposal(self.name, chosen) if refused is None else refused.at(lifted.place(node))
+        for branches in split.choices():
+            if not lifted.alive(node):
+                return
+            refused = split.refused(branches)
+            yield split.proposal(self.name, branches) if refused is None else refused.at(lifted.place(node))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +66,17 @@ class _Split:
     slices: Sequence[AffineConv]
     branches: Sequence[_Branch | None]
 
-    def refused(self, heavy: int) -> Decline | None:
-        """Why the sum is not worth it, if so many branches, which are convolutions, take their slices."""
-        if heavy == len(self.parts) or self.map.out_channels <= self.map.in_channels:
+    def choices(self) -> Iterator[Sequence[_Branch | None]]:
+        """All branches take their slices; all that do not grow do.  At least one of them is a convolution."""
+        if _heavy(self.branches):
+            yield self.branches
+        thin = [branch if branch is None or not branch.grows else None for branch in self.branches]
+        if thin != self.branches and _heavy(thin):
+            yield thin
+
+    def refused(self, branches: Sequence[_Branch | None]) -> Decline | None:
+        """Why the sum is not worth it, if these branches take their slices."""
+        if _heavy(branches) == len(self.parts) or self.map.out_channels <= self.map.in_channels:
             return None
         sizes = f"a sum of {self.map.out_channels} channels for {self.map.in_channels} joined"
         return Decline(Reason.COST, f"as many convolutions, and {sizes}")
@@ -89,22 +95,20 @@ class _Split:
         return Proposal(rule, (replacement,), tuple(sorted(interior)), "concatenation became a sum")
 
 
+def _heavy(branches: Sequence[_Branch | None]) -> int:
+    """How many branches that take a slice are convolutions."""
+    return sum(branch is not None and branch.heavy for branch in branches)
+
+
 def _split_of(lifted: LiftedGraph, node: fx.Node) -> _Split | None:
     """The slices of a convolution or linear that reads a concatenation; None where a node is none."""
     op = lifted.op(node)
-    if not isinstance(op, Affine) or op.axes is None:
-        return None
-    joined = lifted.op(op.source)
-    if not isinstance(joined, Concat) or not (joined.first if op.axes else joined.last):
+    joined = lifted.op(op.source) if isinstance(op, Affine) and op.axes is not None else None
+    if not isinstance(op, Affine) or not isinstance(joined, Concat):
         return None
     map_ = _mixing(lifted, node, joined)
-    if map_ is None:
-        return None
-    sizes = [lifted.channels(part, map_.axes) or 0 for part in joined.parts]
-    if len(sizes) < 2 or 0 in sizes or sum(sizes) != map_.in_channels:
-        return None
-    slices = _slices(map_, sizes)
-    if slices is None:
+    slices = None if map_ is None else _slices(map_, [lifted.channels(part, map_.axes) for part in joined.parts])
+    if map_ is None or slices is None:
         return None
     branches = [_absorbed(lifted, part, own) for part, own in zip(joined.parts, slices)]
     return _Split(node, map_, op.source, joined.parts, slices, branches)
@@ -113,7 +117,7 @@ def _split_of(lifted: LiftedGraph, node: fx.Node) -> _Split | None:
 def _mixing(lifted: LiftedGraph, node: fx.Node, joined: Concat) -> AffineConv | None:
     """The convolution or linear of a node over the parts in the order in which they are given."""
     map_ = lifted.own_map(node)
-    if map_ is None or form_of(map_).kind not in _DENSE:
+    if map_ is None or not (joined.first if map_.axes else joined.last) or form_of(map_).kind not in _DENSE:
         return None
     if joined.order is None:
         return map_
@@ -121,11 +125,14 @@ def _mixing(lifted: LiftedGraph, node: fx.Node, joined: Concat) -> AffineConv | 
     return None if isinstance(reordered, Decline) else reordered
 
 
-def _slices(map_: AffineConv, sizes: Sequence[int]) -> list[AffineConv] | None:
+def _slices(map_: AffineConv, sizes: Sequence[int | None]) -> list[AffineConv] | None:
     """The part of the map that reads each branch, its constants in the first; None unless all outputs read all."""
+    known = [size for size in sizes if size is not None]
+    if len(sizes) < 2 or len(known) < len(sizes) or sum(known) != map_.in_channels:
+        return None
     slices: list[AffineConv] = []
     start = 0
-    for size in sizes:
+    for size in known:
         own = restrict(map_, start, start + size)
         if (own.incidence.rows < 0).all(axis=1).any():
             return None  # a group, no mixture of all branches

@@ -164,14 +164,20 @@ def _scaled(lifted: LiftedGraph, heads: Sequence[Attention], made: Sequence[Proj
     common = factors[0] if len(set(map(str, factors))) == 1 else None
     if common is not None and any(form_of(map_).kind is not Kind.LINEAR for map_ in maps):
         return _Queries(maps, common)
-    for i, (head, factor) in enumerate(zip(heads, factors)):
-        if factor == 1.0:
-            continue
-        own = scaled_by(lifted, maps[i], head.scales) if factor is None else scaled(maps[i], factor)
+    taken: list[AffineConv] = []
+    for head, map_, factor in zip(heads, maps, factors):
+        own = _times(lifted, head, map_, factor)
         if isinstance(own, Decline):
             return own
-        maps[i] = own
-    return _Queries(maps, 1.0)
+        taken.append(own)
+    return _Queries(taken, 1.0)
+
+
+def _times(lifted: LiftedGraph, head: Attention, map_: AffineConv, factor: float | None) -> AffineConv | Decline:
+    """The queries' projection of one head times the factors of its scores: one number, or tensors among them (None)."""
+    if factor is None:
+        return scaled_by(lifted, map_, head.scales)
+    return map_ if factor == 1.0 else scaled(map_, factor)
 
 
 def _stacks(roles: Sequence[Sequence[AffineConv]]) -> list[AffineConv] | Decline:
@@ -188,11 +194,8 @@ def _stacks(roles: Sequence[Sequence[AffineConv]]) -> list[AffineConv] | Decline
 def _expressions(sources: Sequence[fx.Node], stacks: Sequence[AffineConv], *, joint: bool) -> list[Expr]:
     """Query, key and value; if `joint`, linears of one value are one linear, whose parts they are."""
     exprs: list[Expr] = [Ref(s) if m.is_identity else Apply(m, s) for s, m in zip(sources, stacks)]
-    if not joint:
-        return exprs
-    linears = [i for i, stack in enumerate(stacks) if form_of(stack).kind is Kind.LINEAR]
-    for source in dict.fromkeys(sources):
-        own = [i for i in linears if sources[i] is source]
+    for source in dict.fromkeys(sources) if joint else ():
+        own = [i for i, stack in enumerate(stacks) if sources[i] is source and form_of(stack).kind is Kind.LINEAR]
         for i, part in zip(own, _parts(source, [stacks[i] for i in own])):
             exprs[i] = part
     return exprs

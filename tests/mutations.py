@@ -944,9 +944,9 @@ MUTANTS = (
     ),
     Mutant(
         "scale-of-a-head-dropped",
-        "stack_heads._scaled",
-        "maps[i] = own",
-        "own = maps[i]",
+        "stack_heads._times",
+        "map_ if factor == 1.0 else scaled(map_, factor)",
+        "map_",
     ),
     Mutant(
         "bias-of-other-tokens",
