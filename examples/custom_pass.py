@@ -34,11 +34,11 @@ class FoldNorms:
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
         """One proposal for a batch norm behind a convolution."""
-        norm = lifted.op(node)
-        if not isinstance(norm, Affine) or not norm.axes or not lifted.is_affine(norm.source):
+        norm, scale = lifted.op(node), lifted.own_map(node)
+        if not isinstance(norm, Affine) or scale is None or not scale.axes or form_of(scale).kind is not Kind.SCALE:
             return
-        scale, conv = lifted.map_of(node, norm.axes), lifted.op(norm.source)
-        if isinstance(scale, Decline) or not isinstance(conv, Affine) or form_of(scale).kind is not Kind.SCALE:
+        conv = lifted.op(norm.source)
+        if not isinstance(conv, Affine):
             return
         if len(lifted.readers(norm.source)) > 1:
             yield Decline(Reason.OUTSIDE_USE, "scales a value that is read elsewhere too", lifted.place(node))

@@ -15,6 +15,7 @@ from passes.fold_weights import FoldWeights
 from passes.fuse_attention import FuseAttention
 from passes.merge_siblings import MergeSiblings
 from passes.split_concats import SplitConcats
+from passes.stack_heads import StackHeads
 from repfx.rewriting import Pass
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
@@ -29,6 +30,7 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     SplitConcats(),
     CommuteResampling(),
     FoldNormAffine(),
+    StackHeads(),  # before each head is a call of its own
     FuseAttention(),
     FoldWeights(),
     MergeSiblings(),

@@ -12,7 +12,7 @@ operation that tells channels apart (a split, a reshape, a normalisation over ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,16 +57,13 @@ class CarryPermutations:
 
 def _order_of(lifted: LiftedGraph, node: fx.Node) -> Ints | None:
     """The order that writing this map out would need: node = natural[order]."""
-    op = lifted.op(node)
-    if not isinstance(op, Affine) or op.axes is None:
+    map_ = lifted.own_map(node)
+    if map_ is None:
         return None
-    map_ = lifted.map_of(node, op.axes)
-    if isinstance(map_, Decline):
-        return None
-    if map_.selection is not None and map_.is_pointwise:
-        whole = len(map_.selection) == map_.in_channels and not map_.is_identity
-        return map_.selection if whole and len(np.unique(map_.selection)) == map_.in_channels else None
-    return form_of(map_).order
+    if map_.selection is None or not map_.is_pointwise:
+        return form_of(map_).order
+    is_order = len(map_.selection) == len(np.unique(map_.selection)) == map_.in_channels
+    return map_.selection if is_order and not map_.is_identity else None
 
 
 @dataclass
@@ -85,9 +82,7 @@ class _Spread:
 
     def start(self, node: fx.Node, order: Ints) -> Decline | None:
         """Spread from the value whose order is to go; the refusal if it cannot."""
-        op = self.lifted.op(node)
-        assert isinstance(op, Affine)
-        self.first = op.axes != 0 or self.lifted.context.shapes.rank(node) == 2
+        self.first = self._affine(node).axes != 0 or self.lifted.rank(node) == 2
         self.orders[node] = order
         self.work.append(node)
         while self.work:
@@ -99,117 +94,109 @@ class _Spread:
 
     def unsettled(self) -> Decline | None:
         """The refusal where a map that was fine with one order is not with all of them."""
-        maps = (n for n in sorted({*self.orders, *self.absorbing}) if isinstance(self.lifted.op(n), Affine))
-        return next((self._stuck(node) for node in maps if self._map(node) is None), None)
+        for node in sorted({*self.orders, *self.absorbing}):
+            if isinstance(self.lifted.op(node), Affine) and self._map(node) is None:
+                return self._stuck(node)
+        return None
 
-    def _acts_on_order(self, map_node: fx.Node, value: fx.Node) -> bool:
-        """Whether the channels of a map are the axis of `value` that is in another order."""
-        op = self.lifted.op(map_node)
-        assert isinstance(op, Affine)
-        if self.lifted.context.shapes.rank(value) == 2:
-            return op.axes == 0
-        return (op.axes != 0) == self.first
+    # --- where an order must hold, and where it ends ---
 
-    def _require(self, node: fx.Node, order: Ints) -> Decline | None:
-        known = self.orders.get(node)
-        if known is not None:
-            if np.array_equal(known, order):
-                return None
-            return Decline(Reason.NOT_EXACT, "would need two channel orders at once", self.lifted.place(node))
-        self.orders[node] = order
-        self.work.append(node)
+    def _require(self, nodes: Iterable[fx.Node], order: Ints) -> Decline | None:
+        """These values must be in this order."""
+        for node in nodes:
+            known = self.orders.get(node)
+            if known is None:
+                self.orders[node] = order
+                self.work.append(node)
+            elif not np.array_equal(known, order):
+                return Decline(Reason.NOT_EXACT, "would need two channel orders at once", self.lifted.place(node))
         return None
 
     def _production(self, node: fx.Node) -> Decline | None:
         """Can `node` be made in its new order?"""
-        order = self.orders[node]
-        match self.lifted.op(node):
-            case Affine(source=source):
-                if not self._acts_on_order(node, node):
-                    return self._stuck(node)
-                if self._map(node) is not None:
-                    return None
-                old = self._old(node)
-                if old is not None and _one_to_one(old) and source not in self.orders:
-                    return self._require(source, order)
-                return self._stuck(node)
-            case Alias(source=source) | Resampling(source=source, first=True):
-                return self._require(source, order)
-            case Sum(terms=terms):
-                return next((r for t, _ in terms if (r := self._require(t, order)) is not None), None)
-            case Opaque(inputs=inputs) if inputs and self.first:
-                return next((r for i in inputs if (r := self._require(i, order)) is not None), None)
-            case Concat() | Constant() | Input() | Resampling() | Normalised() | Opaque():
-                return self._stuck(node)
+        op = self.lifted.op(node)
+        if isinstance(op, Affine):
+            return self._affine_production(node, op.source)
+        given = self._treated_alike(op)
+        return self._require(given, self.orders[node]) if given else self._stuck(node)
+
+    def _affine_production(self, node: fx.Node, source: fx.Node) -> Decline | None:
+        """A map of channels gives its outputs in the new order; one of single channels needs its input so."""
+        if not self._acts_on_order(node, node):
+            return self._stuck(node)
+        if self._map(node) is not None:
+            return None
+        old = self.lifted.own_map(node)
+        if old is None or source in self.orders or not _one_to_one(old):
+            return self._stuck(node)
+        return self._require([source], self.orders[node])
 
     def _readers(self, node: fx.Node) -> Decline | None:
         """Can every reader of `node` live with the new order?"""
-        order = self.orders[node]
         for reader in self.lifted.readers(node):
-            refused = self._reader(reader, node, order)
+            refused = self._reader(reader, node)
             if refused is not None:
                 return refused
         return None
 
-    def _reader(self, reader: fx.Node, value: fx.Node, order: Ints) -> Decline | None:
-        if not self.lifted.alive(reader) or reader.op == "output":
+    def _reader(self, reader: fx.Node, value: fx.Node) -> Decline | None:
+        if not self.lifted.alive(reader) or self.lifted.is_output(reader):
             return Decline(Reason.OUTSIDE_USE, "its channel order reaches an output, which must keep it")
-        match self.lifted.op(reader):
-            case Affine(source=source) if source is not value:
-                return self._stuck(reader)  # lifted over an earlier value: it looks through this one
-            case Affine():
-                if not self._acts_on_order(reader, value):
-                    return self._stuck(reader)
-                self.absorbing.add(reader)
-                if reader in self.orders or self._map(reader) is not None:
-                    return None
-                old = self._old(reader)
-                if old is None:
-                    return self._stuck(reader)
-                natural = self._through(reader, old)
-                if natural is None:
-                    return self._stuck(reader)
-                return self._require(reader, natural)
-            case Alias() | Sum() | Resampling(first=True):
-                return self._require(reader, order)
-            case Opaque(inputs=inputs) if inputs and self.first:
-                return self._require(reader, order)
-            case Concat() | Constant() | Input() | Resampling() | Normalised() | Opaque():
-                return self._stuck(reader)
+        op = self.lifted.op(reader)
+        if isinstance(op, Affine):
+            return self._affine_reader(reader, op.source, value)
+        return self._require([reader], self.orders[value]) if self._treated_alike(op) else self._stuck(reader)
 
-    def _old(self, node: fx.Node) -> AffineConv | None:
-        op = self.lifted.op(node)
-        if not isinstance(op, Affine) or op.axes is None:
+    def _affine_reader(self, reader: fx.Node, source: fx.Node, value: fx.Node) -> Decline | None:
+        """A map of channels takes the order up; one of single channels passes it on."""
+        if source is not value or not self._acts_on_order(reader, value):  # it may look through this value
+            return self._stuck(reader)
+        self.absorbing.add(reader)
+        if reader in self.orders or self._map(reader) is not None:
             return None
-        map_ = self.lifted.map_of(node, op.axes)
-        return None if isinstance(map_, Decline) else map_
+        passed_on = self._passed_on(reader)
+        return self._stuck(reader) if passed_on is None else self._require([reader], passed_on)
 
-    def _reads_reordered(self, node: fx.Node, old: AffineConv) -> AffineConv | None:
+    def _treated_alike(self, op: Op) -> tuple[fx.Node, ...]:
+        """The values whose channels an operation treats all alike, so that their order is its own; () for others."""
+        match op:
+            case Alias(source=source) | Resampling(source=source, first=True):
+                return (source,)
+            case Sum(terms=terms):
+                return tuple(term for term, _ in terms)
+            case Opaque(inputs=inputs) if self.first:
+                return inputs
+            case Affine() | Concat() | Constant() | Input() | Resampling() | Normalised() | Opaque():
+                return ()
+
+    def _acts_on_order(self, map_node: fx.Node, value: fx.Node) -> bool:
+        """Whether the channels of a map are the axis of `value` that is in another order."""
+        op = self._affine(map_node)
+        if self.lifted.rank(value) == 2:
+            return op.axes == 0
+        return (op.axes != 0) == self.first
+
+    def _stuck(self, node: fx.Node) -> Decline:
+        fact = f"its channel order cannot pass {self.lifted.place(node)}, which tells channels apart"
+        return Decline(Reason.NOT_EXACT, fact)
+
+    # --- the maps under the orders so far ---
+
+    def _affine(self, node: fx.Node) -> Affine:
         op = self.lifted.op(node)
         assert isinstance(op, Affine)
-        order = self.orders.get(op.source)
-        if order is None:
-            return old
-        if len(order) != old.in_channels:
-            return None
-        merged = applied(old, select(old.in_channels, order, old.axes))
-        return merged if isinstance(merged, AffineConv) else None
+        return op
 
     def _map(self, node: fx.Node) -> AffineConv | None:
         """The new map of an affine node under the orders so far, or None where it costs more."""
-        op = self.lifted.op(node)
-        assert isinstance(op, Affine)
-        key = (node, id(self.orders.get(op.source)), id(self.orders.get(node)))
+        key = (node, id(self.orders.get(self._affine(node).source)), id(self.orders.get(node)))
         if key not in self.made:
             self.made[key] = self._reordered(node)
         return self.made[key]
 
     def _reordered(self, node: fx.Node) -> AffineConv | None:
-        old = self._old(node)
-        if old is None:
-            return None
-        new = self._reads_reordered(node, old)
-        if new is None:
+        old, new = self.lifted.own_map(node), self._reads_reordered(node)
+        if old is None or new is None:
             return None
         own = self.orders.get(node)
         if own is not None:
@@ -218,47 +205,43 @@ class _Spread:
             new = take(new, np.argsort(own))
         return new if _no_worse(new, old) else None
 
-    def _through(self, node: fx.Node, old: AffineConv) -> Ints | None:
+    def _reads_reordered(self, node: fx.Node) -> AffineConv | None:
+        """The map of a node that gives the old channels and reads its source in the new order."""
+        old = self.lifted.own_map(node)
+        order = self.orders.get(self._affine(node).source)
+        if old is None or order is None:
+            return old
+        if len(order) != old.in_channels:
+            return None
+        merged = applied(old, select(old.in_channels, order, old.axes))
+        return None if isinstance(merged, Decline) else merged
+
+    def _passed_on(self, node: fx.Node) -> Ints | None:
         """The order that a reader which mixes no channels passes on."""
-        new = self._reads_reordered(node, old)
-        if new is None:
+        old, new = self.lifted.own_map(node), self._reads_reordered(node)
+        if old is None or new is None:
             return None
         if new.selection is not None and new.is_pointwise and len(new.selection) == new.in_channels:
             return new.selection
-        if _one_to_one(old):
-            return new.incidence.firsts
-        return form_of(new).order
-
-    def _stuck(self, node: fx.Node) -> Decline:
-        return Decline(
-            Reason.NOT_EXACT, f"its channel order cannot pass {self.lifted.place(node)}, which tells channels apart"
-        )
+        return new.incidence.firsts if _one_to_one(old) else form_of(new).order
 
     def proposal(self, rule: str) -> Proposal:
         """All reordered maps at once."""
-        replacements: list[tuple[fx.Node, Expr]] = []
-        interior, across, outputs = [], [], []
-        touched = {*self.orders, *self.absorbing}
-        for node in sorted(touched):
-            op = self.lifted.op(node)
-            if not isinstance(op, Affine):
-                across.append(node)
-                continue
-            new = self._map(node)
-            assert new is not None
-            expr: Expr = Ref(op.source) if new.is_identity else Apply(new, op.source)
-            replacements.append((node, expr))
-            interior.append(node)
-            if node not in self.orders:
-                outputs.append(node)
+        touched = sorted({*self.orders, *self.absorbing})
+        maps = [node for node in touched if isinstance(self.lifted.op(node), Affine)]
         return Proposal(
             rule,
-            tuple(replacements),
-            tuple(interior),
+            tuple((node, self._expression(node)) for node in maps),
+            tuple(maps),
             "channel order moved into weights",
-            tuple(across),
-            tuple(outputs),
+            across=tuple(node for node in touched if node not in maps),
+            outputs=tuple(node for node in maps if node not in self.orders),
         )
+
+    def _expression(self, node: fx.Node) -> Expr:
+        new, source = self._map(node), self._affine(node).source
+        assert new is not None
+        return Ref(source) if new.is_identity else Apply(new, source)
 
 
 def _one_to_one(map_: AffineConv) -> bool:
@@ -267,7 +250,13 @@ def _one_to_one(map_: AffineConv) -> bool:
 
 
 def _no_worse(new: AffineConv, old: AffineConv) -> bool:
-    a, b = form_of(new), form_of(old)
+    """Whether a map without its order is written at no higher cost."""
     if new.is_identity:
         return True
-    return a.kind is b.kind and a.macs <= b.macs and (not a.gathers or b.gathers) and a.order is None
+    now, before = form_of(new), form_of(old)
+    return (
+        now.kind is before.kind
+        and now.macs <= before.macs
+        and (before.gathers or not now.gathers)
+        and now.order is None
+    )

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repfx.algebra import AffineConv
 from repfx.decline import Decline
-from repfx.graph import Affine, LiftedGraph, Op, Sum, between
+from repfx.graph import Affine, LiftedGraph, Op, Region, Sum, between
 from repfx.rewriting import Apply, Proposal
 
 
@@ -42,19 +41,24 @@ class CollapseChains:
             yield region
             return
         yield Proposal(self.name, ((node, Apply(region.map, inner)),), region.nodes)
-        if not lifted.alive(node) or not _moves_pixels(lifted, first):
-            return
-        further = _single(lifted, inner)
-        region = region if further is None else between(lifted, further, node)
-        if further is not None and not isinstance(region, Decline):
-            yield Proposal(self.name, ((node, Apply(region.map, further)),), region.nodes)
+        if lifted.alive(node) and _moves_pixels(lifted, first):
+            yield from _with_a_third(self.name, lifted, node, inner)
+
+
+def _with_a_third(rule: str, lifted: LiftedGraph, node: fx.Node, inner: fx.Node) -> Iterator[Proposal]:
+    """A map, the pad that it reads, and the map before that, as one."""
+    third = _single(lifted, inner)
+    if third is None:
+        return
+    region = between(lifted, third, node)
+    if isinstance(region, Region):
+        yield Proposal(rule, ((node, Apply(region.map, third)),), region.nodes)
 
 
 def _moves_pixels(lifted: LiftedGraph, node: fx.Node) -> bool:
     """A pad or a crop: the convolution behind it may have to pad by itself all the same."""
-    op = lifted.op(node)
-    map_ = lifted.map_of(node, op.axes) if isinstance(op, Affine) and op.axes is not None else None
-    return isinstance(map_, AffineConv) and all(k == 1 for k in map_.kernel) and not map_.is_pointwise
+    map_ = lifted.own_map(node)
+    return map_ is not None and all(k == 1 for k in map_.kernel) and not map_.is_pointwise
 
 
 def _single(lifted: LiftedGraph, node: fx.Node) -> fx.Node | None:

@@ -9,15 +9,18 @@ mode, where a value inside is read outside, and where the objective says it cost
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from torch import fx
 
-from repfx.algebra import add, scaled
+from repfx.algebra import AffineConv, add, scaled
 from repfx.decline import Decline
-from repfx.graph import Dominators, LiftedGraph, Op, Sum, between, dominators
+from repfx.graph import LiftedGraph, Op, Region, Sum, between, dominators
 from repfx.rewriting import Add, Apply, Expr, Proposal, Ref
+
+Term = tuple[fx.Node, float]  # a value and its factor
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,9 @@ class CollapseSums:
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
         """Proposals for one sum: all of it, else the terms that share an origin, else pairs of terms."""
-        if not isinstance(lifted.op(node), Sum):
-            return
         source = dominators(lifted).of(node)
         if source is None:
-            yield from _partial(self.name, lifted, dominators(lifted), node)
+            yield from _by_origin(self.name, lifted, node)
             return
         region = between(lifted, source, node)
         if isinstance(region, Decline):
@@ -45,84 +46,103 @@ class CollapseSums:
             yield from _pairs(self.name, lifted, node, source)
 
 
-def _partial(rule: str, lifted: LiftedGraph, above: Dominators, node: fx.Node) -> Iterator[Proposal | Decline]:
-    """A sum of values with several origins: merge the terms that share one."""
-    terms, inner = flattened(lifted, node)
-    if terms is None or len(terms) < 3:
+@dataclass(frozen=True, eq=False)
+class _Merged:
+    """Some terms of a sum as one map of the value that they fork from."""
+
+    map: AffineConv
+    source: fx.Node
+    nodes: tuple[fx.Node, ...]
+
+
+def _proposed(rule: str, node: fx.Node, rest: Sequence[Term], merged: _Merged, sums: Sequence[fx.Node]) -> Proposal:
+    """The other terms and the merged ones, which come last, as one sum in the place of nested ones."""
+    values: tuple[Expr, ...] = (*(Ref(term) for term, _ in rest), Apply(merged.map, merged.source))
+    return Proposal(rule, ((node, Add(values)),), tuple(dict.fromkeys((*sums, *merged.nodes))))
+
+
+def _by_origin(rule: str, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
+    """A sum of values with several origins: merge the first terms that share one and can be merged."""
+    terms, sums = flattened(lifted, node)
+    if len(terms) < 3:
         return
-    chains = [above.chain(term) for term, _ in terms]
-    groups: dict[fx.Node, list[int]] = {}
-    for index, chain in enumerate(chains):
-        groups.setdefault(chain[-1], []).append(index)
-    for members in groups.values():
-        if len(members) < 2:
-            continue
-        source = _common([chains[i] for i in members])
-        if source is None:
-            continue
-        maps, nodes = [], list(inner)
-        failed = None
-        for i in members:
-            term, factor = terms[i]
-            region = between(lifted, source, term)
-            if isinstance(region, Decline):
-                failed = region
-                break
-            maps.append(region.map if factor == 1.0 else scaled(region.map, factor))
-            nodes += [n for n in region.nodes if n not in nodes]
-        if failed is not None:
-            yield failed
-            continue
-        total = add(maps)
-        if isinstance(total, Decline):
-            yield total.at(lifted.place(node))
-            continue
-        rest = [terms[i] for i in range(len(terms)) if i not in members]
-        if any(factor != 1.0 for _, factor in rest):
-            continue
-        values: tuple[Expr, ...] = (*(Ref(t) for t, _ in rest), Apply(total, source))
-        yield Proposal(rule, ((node, Add(values)),), tuple(nodes))
-        return
+    for members in _sharing_an_origin(lifted, terms):
+        merged = _together(lifted, members)
+        rest = [term for term in terms if term not in members]
+        if isinstance(merged, Decline):
+            yield merged.at(lifted.place(node))
+        elif merged is not None and all(factor == 1.0 for _, factor in rest):
+            yield _proposed(rule, node, rest, merged, sums)
+            return
+
+
+def _sharing_an_origin(lifted: LiftedGraph, terms: Sequence[Term]) -> list[list[Term]]:
+    """The terms in groups of one origin each, where that is more than one term."""
+    groups: dict[fx.Node, list[Term]] = {}
+    for term in terms:
+        origin = dominators(lifted).chain(term[0])[-1]
+        groups.setdefault(origin, []).append(term)
+    return [members for members in groups.values() if len(members) > 1]
+
+
+def _together(lifted: LiftedGraph, members: Sequence[Term]) -> _Merged | Decline | None:
+    """Terms as one map of the nearest value that is on the way to all of them."""
+    source = _nearest(lifted, [term for term, _ in members])
+    if source is None:
+        return None
+    maps: list[AffineConv] = []
+    nodes: list[fx.Node] = []
+    for term, factor in members:
+        region = between(lifted, source, term)
+        if isinstance(region, Decline):
+            return region
+        maps.append(region.map if factor == 1.0 else scaled(region.map, factor))
+        nodes += region.nodes
+    total = add(maps)
+    return total if isinstance(total, Decline) else _Merged(total, source, tuple(nodes))
+
+
+def _nearest(lifted: LiftedGraph, nodes: Sequence[fx.Node]) -> fx.Node | None:
+    """The nearest value on the dominator chains of all nodes."""
+    chains = [dominators(lifted).chain(node) for node in nodes]
+    shared = set(chains[0]).intersection(*chains[1:])
+    return next((node for node in chains[0] if node in shared), None)
 
 
 def _pairs(rule: str, lifted: LiftedGraph, node: fx.Node, source: fx.Node) -> Iterator[Proposal | Decline]:
     """The whole sum costs more than its branches: merge two terms that do not (the first pair that pays)."""
-    terms, inner = flattened(lifted, node)
-    if terms is None or len(terms) < 3 or any(factor != 1.0 for _, factor in terms):
+    terms, sums = flattened(lifted, node)
+    if len(terms) < 3 or any(factor != 1.0 for _, factor in terms):
         return
     regions = [between(lifted, source, term) for term, _ in terms]
-    for i, a in enumerate(regions):
-        for j, b in enumerate(regions[:i]):
-            if isinstance(a, Decline) or isinstance(b, Decline) or not lifted.alive(node):
-                continue
-            total = add([b.map, a.map])
-            if isinstance(total, Decline):
-                continue
-            rest = [Ref(term) for k, (term, _) in enumerate(terms) if k not in (i, j)]
-            nodes = [*inner, *b.nodes, *(n for n in a.nodes if n not in b.nodes)]
-            yield Proposal(rule, ((node, Add((*rest, Apply(total, source)))),), tuple(nodes))
+    for pair in sorted(combinations(range(len(terms)), 2), key=lambda pair: pair[1]):
+        if not lifted.alive(node):
+            return
+        merged = _pair(*(regions[place] for place in pair))
+        if merged is not None:
+            rest = [term for place, term in enumerate(terms) if place not in pair]
+            yield _proposed(rule, node, rest, merged, sums)
 
 
-def flattened(lifted: LiftedGraph, node: fx.Node) -> tuple[list[tuple[fx.Node, float]] | None, list[fx.Node]]:
-    """All terms of nested sums that nothing else reads, and the sum nodes themselves."""
-    op = lifted.op(node)
-    if not isinstance(op, Sum) or op.shift:
-        return None, []
-    terms: list[tuple[fx.Node, float]] = []
-    inner = [node]
-    stack = list(reversed(op.terms))
-    while stack:
-        term, factor = stack.pop()
-        own = lifted.op(term)
-        if isinstance(own, Sum) and not own.shift and len(lifted.readers(term)) == 1:
-            inner.append(term)
-            stack.extend((t, f * factor) for t, f in reversed(own.terms))
-        else:
+def _pair(first: Region | Decline, second: Region | Decline) -> _Merged | None:
+    """Two branches of one value as one map."""
+    if isinstance(first, Decline) or isinstance(second, Decline):
+        return None
+    total = add([first.map, second.map])
+    return None if isinstance(total, Decline) else _Merged(total, first.source, (*first.nodes, *second.nodes))
+
+
+def flattened(lifted: LiftedGraph, node: fx.Node) -> tuple[list[Term], list[fx.Node]]:
+    """All terms of nested sums that nothing else reads, and the sum nodes themselves; none of a sum with a shift."""
+    terms: list[Term] = []
+    sums: list[fx.Node] = []
+    work: list[Term] = [(node, 1.0)]
+    while work:
+        term, factor = work.pop()
+        op = lifted.op(term)
+        if isinstance(op, Sum) and not op.shift and (term is node or len(lifted.readers(term)) == 1):
+            sums.append(term)
+            work.extend((inner, own * factor) for inner, own in reversed(op.terms))
+        elif term is not node:
             terms.append((term, factor))
-    return terms, inner
-
-
-def _common(chains: list[list[fx.Node]]) -> fx.Node | None:
-    """The nearest value on all dominator chains."""
-    shared = set(chains[0]).intersection(*chains[1:])
-    return next((n for n in chains[0] if n in shared), None)
+    return terms, sums

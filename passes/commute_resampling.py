@@ -13,7 +13,7 @@ elsewhere, and where some input size would cost more multiply-accumulates.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -21,7 +21,7 @@ from torch import fx
 from repfx.algebra import AffineConv, Kind, form_of, over
 from repfx.decline import Decline, Reason
 from repfx.graph import ANY, Affine, LiftedGraph, Op, Resampling, Resolution, Sum, applied
-from repfx.rewriting import Apply, Expr, Proposal, Ref, Through, absorbed, map_over
+from repfx.rewriting import Absorption, Apply, Expr, Proposal, Ref, Through, absorbed, map_over
 
 _NOT_MORE = (Resolution.LOWER, Resolution.SAME)
 _NOT_FEWER = (Resolution.HIGHER, Resolution.SAME)
@@ -41,36 +41,72 @@ class CommuteResampling:
             row = _row(lifted, node)
             if row is not None:
                 yield from _backward(self.name, lifted, row)
-        elif any(_is_resampling(lifted, user) for user in node.users):
+        elif any(_is_resampling(lifted, user) for user in lifted.users(node)):
             yield from _forward(self.name, lifted, node)
+
+
+def _is_resampling(lifted: LiftedGraph, node: fx.Node) -> bool:
+    return lifted.alive(node) and isinstance(lifted.op(node), Resampling)
+
+
+def _grows(after: int, before: int, place: str) -> Decline:
+    fact = f"would grow from {before:,} to {after:,} multiply-accumulates per pixel for some input sizes"
+    return Decline(Reason.COST, fact, place)
+
+
+def _if_per_pixel(map_: AffineConv | Decline) -> AffineConv | None:
+    """The map, if it is per-pixel and no copy."""
+    if isinstance(map_, Decline) or not map_.is_pointwise or map_.borders or map_.selection is not None:
+        return None
+    return map_
 
 
 # --- forward: into all readers behind the resamplings -------------------------------------------------------
 
 
 def _forward(rule: str, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
-    op = lifted.op(node)
-    if not isinstance(op, Affine) or not all(_is_resampling(lifted, u) or lifted.is_affine(u) for u in node.users):
+    op, moving = lifted.op(node), _moving(lifted, node)
+    if moving is None or not isinstance(op, Affine):
         return
-    axes = op.axes if op.axes is not None else _axes(lifted, op.source)
-    if axes is None:
-        return
-    map_ = op.build(axes, lifted.channels(op.source, axes))
-    if isinstance(map_, Decline) or not map_.is_pointwise or map_.borders or map_.selection is not None:
-        return
+    axes, map_ = moving
     found = absorbed(lifted, node, axes, map_, Ref(op.source))
     if isinstance(found, Decline):
         yield found.at(lifted.place(node))
         return
-    dense = form_of(map_).kind is not Kind.SCALE
-    if dense and found.resolution in _NOT_FEWER and found.pointwise and len(found.replacements) == 1:
-        return  # better backward: at a lower resolution it costs less, at the same one it stays where it was
+    if _is_better_backward(map_, found):
+        return
     allowed = found.macs + (form_of(map_).macs if found.resolution in _NOT_MORE else 0)
     if found.merged_macs > allowed:
         yield _grows(found.merged_macs, allowed, lifted.place(found.replacements[-1][0]))
         return
     readers = [reader for reader, _ in found.replacements]
     yield Proposal(rule, tuple(found.replacements), (node, *found.between, *readers))
+
+
+def _moving(lifted: LiftedGraph, node: fx.Node) -> tuple[int, AffineConv] | None:
+    """(spatial axes, per-pixel map) of a node whose readers are all resamplings or maps."""
+    op = lifted.op(node)
+    if not isinstance(op, Affine) or not all(_takes_a_map(lifted, user) for user in lifted.users(node)):
+        return None
+    axes = op.axes if op.axes is not None else _axes(lifted, op.source)
+    map_ = None if axes is None else _if_per_pixel(op.build(axes, lifted.channels(op.source, axes)))
+    return None if axes is None or map_ is None else (axes, map_)
+
+
+def _is_better_backward(map_: AffineConv, found: Absorption) -> bool:
+    """A map that mixes, of one reader: at a lower resolution it costs less, at the same one it stays where it was."""
+    if form_of(map_).kind is Kind.SCALE or found.resolution not in _NOT_FEWER:
+        return False
+    return found.pointwise and len(found.replacements) == 1
+
+
+def _takes_a_map(lifted: LiftedGraph, user: fx.Node) -> bool:
+    return _is_resampling(lifted, user) or lifted.is_affine(user)
+
+
+def _axes(lifted: LiftedGraph, node: fx.Node) -> int | None:
+    rank = lifted.rank(node)
+    return None if rank is None or rank < 2 else rank - 2
 
 
 # --- backward: into the map before the resamplings, or just before them ----------------------------------------
@@ -81,148 +117,161 @@ class _Row:
     """Resamplings one after the other, each read by the next alone."""
 
     nodes: Sequence[fx.Node]
+    ops: Sequence[Resampling]
     source: fx.Node
-    resolution: Resolution
 
-    def through(self, expr: Expr, lifted: LiftedGraph) -> Expr:
+    @property
+    def last(self) -> fx.Node:
+        """The value that the row gives."""
+        return self.nodes[-1]
+
+    @property
+    def resolution(self) -> Resolution:
+        """Whether the last value has more or fewer positions than the source, for every input size."""
+        total = Resolution.SAME
+        for op in reversed(self.ops):
+            total = total.then(op.resolution)
+        return total
+
+    def through(self, expr: Expr) -> Expr:
         """The same row on another value."""
-        for node in self.nodes:
-            op = lifted.op(node)
-            assert isinstance(op, Resampling)
+        for node, op in zip(self.nodes, self.ops):
             expr = Through(node, expr, op.resolution.density)
         return expr
 
-    def passes(self, map_: AffineConv, lifted: LiftedGraph) -> bool:
+    def passes(self, map_: AffineConv) -> bool:
         """Whether the whole row accepts what is on the other side of this map."""
-        return all(isinstance(op := lifted.op(node), Resampling) and op.passes(map_) for node in self.nodes)
+        return all(op.passes(map_) for op in self.ops)
 
-    def unseen(self, axes: int, lifted: LiftedGraph) -> int | None:
+    def unseen(self, axes: int) -> int | None:
         """Spatial axes of the source where the last value has `axes`."""
-        seen: int | None = axes
-        for node in reversed(self.nodes):
-            op = lifted.op(node)
-            assert isinstance(op, Resampling)
-            seen = None if seen is None else op.unseen(seen)
-        return seen
+        return _along(axes, [op.unseen for op in reversed(self.ops)])
 
-    def view(self, axes: int, lifted: LiftedGraph) -> int | None:
+    def view(self, axes: int) -> int | None:
         """Spatial axes of the last value where the source has `axes`."""
-        seen: int | None = axes
-        for node in self.nodes:
-            op = lifted.op(node)
-            assert isinstance(op, Resampling)
-            seen = None if seen is None else op.view(seen)
-        return seen
+        return _along(axes, [op.view for op in self.ops])
+
+
+def _along(axes: int, steps: Sequence[Callable[[int], int | None]]) -> int | None:
+    """What becomes of a number of axes; None where one step does not know."""
+    seen: int | None = axes
+    for step in steps:
+        seen = None if seen is None else step(seen)
+    return seen
 
 
 def _row(lifted: LiftedGraph, last: fx.Node) -> _Row | None:
     """The row that ends here, as long as it can be; None where it goes on."""
-    if len(last.users) == 1 and _is_resampling(lifted, next(iter(last.users))):
+    users = lifted.users(last)
+    if len(users) == 1 and _is_resampling(lifted, users[0]):
         return None
     nodes: list[fx.Node] = []
-    source, resolution = last, Resolution.SAME
-    while isinstance(op := lifted.op(source), Resampling) and (source is last or len(source.users) == 1):
+    ops: list[Resampling] = []
+    source = last
+    while isinstance(op := lifted.op(source), Resampling) and (source is last or len(lifted.users(source)) == 1):
         nodes.append(source)
-        source, resolution = op.source, resolution.then(op.resolution)
-    return _Row(nodes[::-1], source, resolution)
+        ops.append(op)
+        source = op.source
+    return _Row(nodes[::-1], ops[::-1], source)
+
+
+@dataclass(frozen=True)
+class _Crossing:
+    """A row of resamplings, what alone reads it, and that reader's map, which may stand before the row as well."""
+
+    row: _Row
+    sink: fx.Node
+    outer: AffineConv
+    before: int  # spatial axes of the row's source
+    inner: Affine | None  # the map that makes the row's source, if it can take the outer one
+
+    @property
+    def movable(self) -> bool:
+        """Whether the map by itself costs less before the row: it multiplies, and gives no more channels."""
+        mixes = form_of(self.outer).macs > 0 and self.outer.out_channels <= self.outer.in_channels
+        return self.row.resolution is Resolution.HIGHER and mixes
 
 
 def _backward(rule: str, lifted: LiftedGraph, row: _Row) -> Iterator[Proposal | Decline]:
-    last = row.nodes[-1]
-    sink = next(iter(last.users), None)
-    if sink is None or len(last.users) > 1:
+    crossing = _crossing(lifted, row)
+    if crossing is None or (crossing.inner is None and not crossing.movable):
         return
-    first = lifted.op(row.source)
-    own = first.axes if isinstance(first, Affine) else None
-    axes = _asked(lifted, sink, last)
-    if axes is None and own is not None:
-        axes = row.view(own, lifted)
-    before = None if axes is None else row.unseen(axes, lifted)
-    if axes is None or before is None:
-        return
-    channels = lifted.channels(last, axes) or lifted.channels(row.source, before)
-    if channels is None and isinstance(first, Affine):
-        made = first.build(before, lifted.channels(first.source, before))
-        channels = made.out_channels if isinstance(made, AffineConv) else None
-    outer = _pointwise(lifted, sink, last, axes, channels)
-    mergeable = isinstance(first, Affine) and first.axes in (None, before)
-    movable = row.resolution is Resolution.HIGHER and outer is not None and _mixes(outer)
-    if outer is None or not (mergeable or movable):
-        return
-    if not row.passes(outer, lifted):
+    sink, outer = crossing.sink, crossing.outer
+    if not row.passes(outer):
         fact = "follows a view that names the number of channels, which would change"
         yield Decline(Reason.NOT_EXACT, fact, lifted.place(sink), "flatten instead, or view with -1")
         return
-    if mergeable:
-        assert isinstance(first, Affine)
-        merged = yield from _merged(lifted, row, sink, outer, before)
-        if merged is not None:
-            expr = row.through(Apply(merged, first.source), lifted)
-            yield Proposal(rule, ((sink, expr),), (sink, *row.nodes, row.source))
-    if movable and lifted.alive(sink) and lifted.alive(last):
-        moved = Apply(over(outer, before), row.source)
-        yield Proposal(rule, ((sink, row.through(moved, lifted)),), (sink, *row.nodes))
+    if crossing.inner is not None:
+        yield from _into_the_map_before(rule, lifted, crossing, crossing.inner)
+    if crossing.movable and lifted.alive(sink) and lifted.alive(row.last):
+        moved = row.through(Apply(over(outer, crossing.before), row.source))
+        yield Proposal(rule, ((sink, moved),), (sink, *row.nodes))
 
 
-def _merged(
-    lifted: LiftedGraph, row: _Row, sink: fx.Node, outer: AffineConv, before: int
-) -> Generator[Decline, None, AffineConv | None]:
-    """The map before the row with `outer` behind it; None where that is refused."""
-    op = lifted.op(row.source)
-    assert isinstance(op, Affine)
-    inner = op.build(before, lifted.channels(op.source, before))
-    if isinstance(inner, Decline):
+def _crossing(lifted: LiftedGraph, row: _Row) -> _Crossing | None:
+    """The per-pixel map that alone reads a row; None where there is none."""
+    users = lifted.users(row.last)
+    if len(users) != 1:
         return None
-    if len(row.source.users) > 1:
-        other = next(u for u in row.source.users if u is not row.nodes[0])
-        reader = "the output" if other.op == "output" else lifted.place(other)
-        fact = f"is read by {reader} too, so {lifted.place(sink)} cannot move into it"
-        yield Decline(Reason.OUTSIDE_USE, fact, lifted.place(row.source))
+    (sink,) = users
+    first = lifted.op(row.source)
+    inner = first if isinstance(first, Affine) else None
+    axes = _axes_behind(lifted, row, sink, inner)
+    before = None if axes is None else row.unseen(axes)
+    if axes is None or before is None:
         return None
-    merged = applied(over(outer, before), inner)
-    if isinstance(merged, Decline):
-        yield merged.at(lifted.place(sink))
+    outer = _outer(lifted, sink, row.last, axes, _channels(lifted, row, inner, before, axes))
+    if outer is None:
         return None
-    allowed = form_of(inner).macs + (form_of(outer).macs if row.resolution in _NOT_FEWER else 0)
-    if form_of(merged).macs > allowed:
-        yield _grows(form_of(merged).macs, allowed, lifted.place(sink))
-        return None
-    return merged
+    mergeable = inner is not None and inner.axes in (None, before)
+    return _Crossing(row, sink, outer, before, inner if mergeable else None)
 
 
-def _asked(lifted: LiftedGraph, node: fx.Node, source: fx.Node) -> int | None:
-    """Number of spatial axes that a map says it has."""
-    op = lifted.op(node) if lifted.alive(node) else None
-    return op.axes if isinstance(op, Affine) and op.source is source else None
+def _axes_behind(lifted: LiftedGraph, row: _Row, sink: fx.Node, inner: Affine | None) -> int | None:
+    """Spatial axes of the row's last value: its reader says, or the map before the row."""
+    op = lifted.op(sink) if lifted.alive(sink) else None
+    if isinstance(op, Affine) and op.source is row.last and op.axes is not None:
+        return op.axes
+    return None if inner is None or inner.axes is None else row.view(inner.axes)
 
 
-def _pointwise(
-    lifted: LiftedGraph, node: fx.Node, source: fx.Node, axes: int, channels: int | None
-) -> AffineConv | None:
-    """The map of a node, if it is per-pixel and no copy."""
-    op = lifted.op(node) if lifted.alive(node) else None
+def _channels(lifted: LiftedGraph, row: _Row, inner: Affine | None, before: int, axes: int) -> int | None:
+    """Channels of the row's values, which are all the same."""
+    known = lifted.channels(row.last, axes) or lifted.channels(row.source, before)
+    if known is not None or inner is None:
+        return known
+    made = inner.build(before, lifted.channels(inner.source, before))
+    return made.out_channels if isinstance(made, AffineConv) else None
+
+
+def _outer(lifted: LiftedGraph, sink: fx.Node, last: fx.Node, axes: int, channels: int | None) -> AffineConv | None:
+    """The map of the row's reader, if it is per-pixel and no copy."""
+    op = lifted.op(sink) if lifted.alive(sink) else None
     if not isinstance(op, Affine | Sum):
         return None
-    map_ = map_over(lifted, node, source, axes, channels)
-    if isinstance(map_, Decline) or not map_.is_pointwise or map_.borders or map_.selection is not None:
-        return None
-    return map_
+    return _if_per_pixel(map_over(lifted, sink, last, axes, channels))
 
 
-def _mixes(map_: AffineConv) -> bool:
-    """Whether a map multiplies and gives no more channels than it reads: worth a lower resolution by itself."""
-    return form_of(map_).macs > 0 and map_.out_channels <= map_.in_channels
-
-
-def _is_resampling(lifted: LiftedGraph, node: fx.Node) -> bool:
-    return lifted.alive(node) and isinstance(lifted.op(node), Resampling)
-
-
-def _axes(lifted: LiftedGraph, node: fx.Node) -> int | None:
-    rank = lifted.context.shapes.rank(node)
-    return None if rank is None or rank < 2 else rank - 2
-
-
-def _grows(after: int, before: int, place: str) -> Decline:
-    fact = f"would grow from {before:,} to {after:,} multiply-accumulates per pixel for some input sizes"
-    return Decline(Reason.COST, fact, place)
+def _into_the_map_before(
+    rule: str, lifted: LiftedGraph, crossing: _Crossing, inner: Affine
+) -> Iterator[Proposal | Decline]:
+    """The reader's map and the map before the row as one, before the row."""
+    row, sink, before = crossing.row, crossing.sink, crossing.before
+    map_ = inner.build(before, lifted.channels(inner.source, before))
+    if isinstance(map_, Decline):
+        return
+    others = [user for user in lifted.users(row.source) if user is not row.nodes[0]]
+    if others:
+        fact = f"is read by {lifted.reader_name(others[0])} too, so {lifted.place(sink)} cannot move into it"
+        yield Decline(Reason.OUTSIDE_USE, fact, lifted.place(row.source))
+        return
+    merged = applied(over(crossing.outer, before), map_)
+    if isinstance(merged, Decline):
+        yield merged.at(lifted.place(sink))
+        return
+    allowed = form_of(map_).macs + (form_of(crossing.outer).macs if row.resolution in _NOT_FEWER else 0)
+    if form_of(merged).macs > allowed:
+        yield _grows(form_of(merged).macs, allowed, lifted.place(sink))
+        return
+    moved = row.through(Apply(merged, inner.source))
+    yield Proposal(rule, ((sink, moved),), (sink, *row.nodes, row.source))

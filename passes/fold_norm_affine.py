@@ -31,7 +31,7 @@ class FoldNormAffine:
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
         """One proposal for a normalisation that has a scale or shift."""
         op = lifted.op(node)
-        if not isinstance(op, Normalised) or not node.users:
+        if not isinstance(op, Normalised) or not lifted.users(node):
             return
         found = _absorbed(lifted, node, op)
         if isinstance(found, Decline):
@@ -45,10 +45,9 @@ class FoldNormAffine:
 
 
 def _absorbed(lifted: LiftedGraph, node: fx.Node, op: Normalised) -> Absorption | Decline:
-    rank = lifted.context.shapes.rank(node)
-    known = (0,) if not op.first else (2, 1, 3) if rank is None else (max(rank - 2, 0),)
+    """The scale and shift in all readers, over as many spatial axes as the value may have."""
     refused: Decline | None = None
-    for axes in known:
+    for axes in _spatial_axes(lifted, node, op):
         map_ = op.build(axes)
         if map_ is None:
             continue
@@ -56,6 +55,13 @@ def _absorbed(lifted: LiftedGraph, node: fx.Node, op: Normalised) -> Absorption 
         if isinstance(found, Absorption):
             return found
         refused = refused or found
-    return refused or Decline(
-        Reason.UNKNOWN_FACT, "scales a value whose rank is not known", remedy="pass example_inputs"
-    )
+    fact = "scales a value whose rank is not known"
+    return refused or Decline(Reason.UNKNOWN_FACT, fact, remedy="pass example_inputs")
+
+
+def _spatial_axes(lifted: LiftedGraph, node: fx.Node, op: Normalised) -> tuple[int, ...]:
+    """How many spatial axes the value may have, images first."""
+    if not op.first:
+        return (0,)
+    rank = lifted.rank(node)
+    return (2, 1, 3) if rank is None else (max(rank - 2, 0),)

@@ -18,7 +18,17 @@ import torch
 from torch import Tensor, fx
 
 from repfx.algebra import AffineConv, Ints, pointwise
-from repfx.attention import name_of, product_of, readers_of, scalar_factor, viewed
+from repfx.attention import (
+    Product,
+    Readers,
+    is_split,
+    is_view_of,
+    product_of,
+    readers_of,
+    scalar_factor,
+    viewed,
+    views_of,
+)
 from repfx.decline import Decline, Reason
 from repfx.graph import ANY, Affine, LiftedGraph, Op, Sum, applied, is_size
 from repfx.rewriting import Apply, Proposal, Ref
@@ -40,133 +50,131 @@ class FoldProductScales:
             return  # the factor of an affine value is a chain
         candidates = [source] if product is None else [product.left.node, product.right.node]
         for value in candidates:
-            found = _folded(self.name, lifted, node, source, value)
-            if found is None:
+            strand = _scaled_strand(lifted, node, source, product, value)
+            if strand is None:
                 continue
-            yield found
+            yield _refusal(lifted, strand) or _proposal(self.name, lifted, strand)
             if not lifted.alive(node):
                 return
 
 
-def _folded(
-    rule: str, lifted: LiftedGraph, node: fx.Node, source: fx.Node, value: fx.Node
-) -> Proposal | Decline | None:
-    """`node` = factor * source becomes `source`, the factor in the map that `value` is a view of."""
-    place = lifted.place(node)
-    made = value
-    while (above := viewed(lifted, made)) is not None:
-        made = above
-    op = lifted.op(made)
-    if not isinstance(op, Affine) or op.axes is None:
+@dataclass(frozen=True, eq=False)
+class _Strand:
+    """`node` = factor * source; `value`, which is the source or a factor of it, is a view of what `map` makes."""
+
+    node: fx.Node
+    source: fx.Node
+    product: Product | None  # that `source` is, if it is one
+    value: fx.Node
+    made: fx.Node
+    map: AffineConv  # of `made`
+    channels: Ints  # of `made`, which `value` holds
+    readers: Readers  # of `made`
+
+
+def _scaled_strand(
+    lifted: LiftedGraph, node: fx.Node, source: fx.Node, product: Product | None, value: fx.Node
+) -> _Strand | None:
+    """The channels that would take the factor up; None where no map makes them, or where memory is written into."""
+    made = views_of(lifted, value)[-1]
+    map_ = lifted.own_map(made)
+    if map_ is None:
         return None
-    map_ = lifted.map_of(made, op.axes)
-    if isinstance(map_, Decline):
+    readers = readers_of(lifted, made, map_.out_channels, map_.axes)
+    if value not in readers.views or any(lifted.is_aliased(view) for view in readers.views):
         return None
-    found = readers_of(lifted, made, map_.out_channels, map_.axes)
-    strand = found.views.get(value)
-    if strand is None or any(view.meta.get("aliased") for view in found.views):
-        return None
-    product = product_of(lifted, source)
-    if product is not None and product.left.node is product.right.node:
+    return _Strand(node, source, product, value, made, map_, readers.views[value].channels, readers)
+
+
+# --- who else reads these channels ------------------------------------------------------------------
+
+
+def _refusal(lifted: LiftedGraph, strand: _Strand) -> Decline | None:
+    """Why the channels may not be scaled, if so."""
+    place = lifted.place(strand.node)
+    if _is_squared(strand.product):
         return Decline(Reason.NOT_EXACT, "scales the product of a value with itself", place)
-    users = [user for user in source.users if not is_size(user)]
-    if product is not None and users != [node]:
+    if strand.product is not None and _read(lifted, strand.source) != [strand.node]:
         return Decline(Reason.OUTSIDE_USE, "its scores are read before they are scaled", place)
+    other = _other_reader(lifted, strand)
+    if other is None:
+        return None
+    fact = f"those channels are also read by {lifted.reader_name(other)}"
+    return Decline(Reason.OUTSIDE_USE, f"its factor cannot go into {lifted.place(strand.made)}: {fact}", place)
+
+
+def _is_squared(product: Product | None) -> bool:
+    return product is not None and product.left.node is product.right.node
+
+
+def _read(lifted: LiftedGraph, node: fx.Node) -> list[fx.Node]:
+    """The readers of a value that want more of it than its size."""
+    return [user for user in lifted.users(node) if not is_size(user)]
+
+
+def _other_reader(lifted: LiftedGraph, strand: _Strand) -> fx.Node | None:
+    """What reads these channels and is not scaled by the factor."""
     scaled = set(strand.channels.tolist())
-    last = source if product is not None else None
-    behind = _behind(lifted, node) if product is None else set()
-    for reader, view in found.ends:
-        if reader is last and view in (value, *_turns(lifted, source, value)):
-            last = None  # once: the product may read these channels in both factors
+    behind = _with_views(lifted, strand.node) if strand.product is None else set()
+    allowed = _through_one_factor(strand)
+    for reader, view in strand.readers.ends:
+        if (reader, view) in allowed:
+            allowed = set()  # once: the product may read these channels in both factors
             continue
-        if reader in behind or view in behind or scaled.isdisjoint(found.views[view].channels.tolist()):
-            continue
-        other = "the output" if reader.op == "output" else lifted.place(reader)
-        fact = f"its factor cannot go into {lifted.place(made)}: those channels are also read by {other}"
-        return Decline(Reason.OUTSIDE_USE, fact, place)
-    return _proposal(rule, lifted, node, source, made, map_, strand.channels, list(found.views))
+        untouched = scaled.isdisjoint(strand.readers.views[view].channels.tolist())
+        if not untouched and behind.isdisjoint((reader, view)):
+            return reader
+    return None
 
 
-def _turns(lifted: LiftedGraph, source: fx.Node, value: fx.Node) -> tuple[fx.Node, ...]:
-    product = product_of(lifted, source)
-    assert product is not None
-    return product.left.turns if product.left.node is value else product.right.turns
+def _through_one_factor(strand: _Strand) -> set[tuple[fx.Node, fx.Node]]:
+    """The product and the views that it reads as the factor to be scaled."""
+    if strand.product is None:
+        return set()
+    left, right = strand.product.left, strand.product.right
+    turns = left.turns if left.node is strand.value else right.turns
+    return {(strand.source, view) for view in (strand.value, *turns)}
 
 
-def _behind(lifted: LiftedGraph, node: fx.Node) -> set[fx.Node]:
-    """A scaled view and all views of it."""
+def _with_views(lifted: LiftedGraph, node: fx.Node) -> set[fx.Node]:
+    """A scaled view and all views of it, which the factor reaches as before."""
     seen, work = {node}, [node]
     while work:
         value = work.pop()
-        for user in value.users:
-            if user not in seen and user.op != "output" and viewed(lifted, user) is value:
-                seen.add(user)
-                work.append(user)
+        views = [user for user in lifted.users(value) if user not in seen and is_view_of(lifted, user, value)]
+        seen.update(views)
+        work += views
     return seen
 
 
-def _proposal(
-    rule: str,
-    lifted: LiftedGraph,
-    node: fx.Node,
-    source: fx.Node,
-    made: fx.Node,
-    map_: AffineConv,
-    channels: Ints,
-    views: list[fx.Node],
-) -> Proposal | Decline:
+# --- the rows of the map, scaled --------------------------------------------------------------------
+
+
+def _proposal(rule: str, lifted: LiftedGraph, strand: _Strand) -> Proposal | Decline:
+    node, made = strand.node, strand.made
     op = lifted.op(made)
     assert isinstance(op, Affine)
-    factor = _factor(lifted, node)
+    merged = applied(_scale(lifted, strand), strand.map)
+    if isinstance(merged, Decline):
+        return merged.at(lifted.place(node))
+    carried = _carried(lifted, strand)
+    outputs = {node, *_ends(lifted, carried, node)}
+    replacements = ((made, Apply(merged, op.source)), (node, Ref(strand.source)))
+    note = "scale of the scores in the projection"
+    return Proposal(rule, replacements, (made, node), note, tuple(sorted(carried)), tuple(sorted(outputs)))
+
+
+def _scale(lifted: LiftedGraph, strand: _Strand) -> AffineConv:
+    """The factor on the channels of the strand, one on all others."""
+    factor, count, channels = _factor(lifted, strand.node), strand.map.out_channels, strand.channels
 
     def scale() -> Tensor:
         number = factor()
-        whole = torch.ones(map_.out_channels, dtype=torch.float64, device=number.device)
+        whole = torch.ones(count, dtype=torch.float64, device=number.device)
         rows = torch.as_tensor(channels, device=number.device)
         return whole.index_put((rows,), number.reshape(()).expand(len(channels)))
 
-    merged = applied(pointwise(map_.out_channels, map_.axes, scale, None), map_)
-    if isinstance(merged, Decline):
-        return merged.at(lifted.place(node))
-    carried = {v for v in views if v is not made and v is not node}
-    product = product_of(lifted, source)
-    if product is not None:
-        carried |= {source, *product.left.turns, *product.right.turns}
-        for operand in (product.left, product.right):
-            carried |= _made_of(lifted, operand.node)  # whose shape the probes then know
-        carried -= {made}
-    carried |= _sizes(carried)
-    ends = [v for v in carried if not is_size(v) and not any(u in carried or u is node for u in v.users)]
-    ends = [v for v in ends if name_of(v) not in ("chunk", "split", "split_with_sizes", "unbind")]
-    return Proposal(
-        rule,
-        ((made, Apply(merged, op.source)), (node, Ref(source))),
-        (made, node),
-        "scale of the scores in the projection",
-        tuple(sorted(carried)),
-        tuple(sorted({node, *ends})),
-    )
-
-
-def _made_of(lifted: LiftedGraph, node: fx.Node) -> set[fx.Node]:
-    """A view, all it is a view of, and the affine map behind it."""
-    found: set[fx.Node] = set()
-    while (above := viewed(lifted, node)) is not None:
-        found.add(node)
-        node = above
-    return {*found, node} if isinstance(lifted.op(node), Affine) else set()
-
-
-def _sizes(nodes: set[fx.Node]) -> set[fx.Node]:
-    """The numbers read from shapes that these nodes are given."""
-    found: set[fx.Node] = set()
-    work = [n for node in nodes for n in node.all_input_nodes]
-    while work:
-        node = work.pop()
-        if node not in found and is_size(node):
-            found.add(node)
-            work.extend(node.all_input_nodes)
-    return found
+    return pointwise(count, strand.map.axes, scale, None)
 
 
 def _factor(lifted: LiftedGraph, node: fx.Node) -> Callable[[], Tensor]:
@@ -179,3 +187,44 @@ def _factor(lifted: LiftedGraph, node: fx.Node) -> Callable[[], Tensor]:
             return lambda: one.values().planes
         case _:
             raise AssertionError("no scalar factor")
+
+
+# --- what the probes compute again ------------------------------------------------------------------
+
+
+def _carried(lifted: LiftedGraph, strand: _Strand) -> set[fx.Node]:
+    """Everything between the map and the product that holds scaled channels, and the sizes that it needs."""
+    carried = {*strand.readers.views, *_product_and_factors(lifted, strand)}
+    carried -= {strand.made, strand.node}
+    return carried | _sizes(lifted, carried)
+
+
+def _product_and_factors(lifted: LiftedGraph, strand: _Strand) -> set[fx.Node]:
+    """The product and all that its factors are views of, whose shape the probes then know."""
+    product = strand.product
+    if product is None:
+        return set()
+    found = {strand.source, *product.left.turns, *product.right.turns}
+    for operand in (product.left, product.right):
+        views = views_of(lifted, operand.node)
+        if isinstance(lifted.op(views[-1]), Affine):
+            found.update(views)
+    return found
+
+
+def _sizes(lifted: LiftedGraph, nodes: set[fx.Node]) -> set[fx.Node]:
+    """The numbers read from shapes that these nodes are given."""
+    found: set[fx.Node] = set()
+    work = [given for node in nodes for given in lifted.given(node)]
+    while work:
+        node = work.pop()
+        if node not in found and is_size(node):
+            found.add(node)
+            work.extend(lifted.given(node))
+    return found
+
+
+def _ends(lifted: LiftedGraph, carried: set[fx.Node], node: fx.Node) -> list[fx.Node]:
+    """The last values of what is carried, apart from those that go on into `node`; no sizes, no tuples of parts."""
+    last = [value for value in carried if {*carried, node}.isdisjoint(lifted.users(value))]
+    return [value for value in last if not is_size(value) and not is_split(value)]

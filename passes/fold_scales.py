@@ -10,7 +10,7 @@ else with a border term.  Declined where a branch or a reader cannot take it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,15 +37,20 @@ class FoldScales:
             return
         assert isinstance(op, Affine)
         if lifted.is_affine(op.source) and len(lifted.readers(op.source)) == 1:
-            backward = _backward(self.name, lifted, node, op.source, map_)
-            if backward is not None:
-                yield backward
+            yield from _backward(self.name, lifted, node, op.source, map_)
         if lifted.alive(node):
-            forward = _forward(self.name, lifted, node, op.source, map_)
-            if forward is not None:
-                yield forward
+            yield from _forward(self.name, lifted, node, op.source, map_)
         if lifted.alive(node) and isinstance(lifted.op(op.source), Opaque):
             yield _left(lifted, node, op.source)
+
+
+def scale_of(lifted: LiftedGraph, node: fx.Node) -> AffineConv | None:
+    """The map of a node that is one scale and shift per channel."""
+    map_ = lifted.own_map(node)
+    if map_ is None or not map_.is_pointwise or map_.selection is not None or map_.borders:
+        return None
+    same = map_.in_channels == map_.out_channels and map_.incidence.one_to_one
+    return map_ if same else None
 
 
 def _left(lifted: LiftedGraph, node: fx.Node, source: fx.Node) -> Decline:
@@ -54,85 +59,101 @@ def _left(lifted: LiftedGraph, node: fx.Node, source: fx.Node) -> Decline:
     return Decline(Reason.NOT_EXACT, fact, lifted.place(node))
 
 
-def scale_of(lifted: LiftedGraph, node: fx.Node) -> AffineConv | None:
-    """The map of a node that is one scale and shift per channel."""
-    op = lifted.op(node)
-    if not isinstance(op, Affine) or op.axes is None:
-        return None
-    map_ = lifted.map_of(node, op.axes)
-    if isinstance(map_, Decline) or not map_.is_pointwise or map_.selection is not None or map_.borders:
-        return None
-    if map_.in_channels != map_.out_channels or not map_.incidence.one_to_one:
-        return None
-    return map_
+# --- backward ---------------------------------------------------------------------------------------
 
 
 def _backward(
     rule: str, lifted: LiftedGraph, node: fx.Node, joined: fx.Node, map_: AffineConv
-) -> Proposal | Decline | None:
+) -> Iterator[Proposal | Decline]:
+    """Into everything that a concatenation or a sum joins."""
+    parts = _parts(lifted, joined, map_)
+    if isinstance(parts, Decline):
+        yield parts
+        return
+    if not parts:
+        return
     interior = [node, joined]
     values: list[Expr] = []
+    for part, own in parts:
+        values.append(_absorbed(lifted, part, own, interior))
+    is_concat = isinstance(lifted.op(joined), Concat)
+    whole = Cat(tuple(values), 1 if map_.axes else -1) if is_concat else Add(tuple(values))
+    yield Proposal(rule, ((node, whole),), tuple(interior))
+
+
+_Parts = list[tuple[fx.Node, AffineConv]]  # what is joined, and what of the scale each part takes
+
+
+def _parts(lifted: LiftedGraph, joined: fx.Node, map_: AffineConv) -> _Parts | Decline:
+    """How a scale is distributed; empty where it cannot be."""
     match lifted.op(joined):
-        case Concat(parts=parts, first=first, last=last, order=None):
-            if not (first if map_.axes else last):
-                return None  # joined along another axis than the scale's
-            start = 0
-            for part in parts:
-                size = lifted.channels(part, map_.axes)
-                if size is None:
-                    return lifted.unknown_channels(part)
-                own = restrict(take(map_, np.arange(start, start + size)), start, start + size)
-                start += size
-                value = _absorbed(lifted, part, own, interior)
-                if isinstance(value, Decline):
-                    return value
-                values.append(value)
-            if start != map_.in_channels:
-                return lifted.unknown_channels(joined)
-            return Proposal(rule, ((node, Cat(tuple(values), 1 if map_.axes else -1)),), tuple(interior))
-        case Sum(terms=terms, shift=0.0) if len(terms) > 1:
-            for i, (term, factor) in enumerate(terms):
-                own = scaled(map_, factor) if i == 0 and factor == 1.0 else linear_part(scaled(map_, factor))
-                if i == 0 and factor != 1.0:
-                    return None
-                value = _absorbed(lifted, term, own, interior)
-                if isinstance(value, Decline):
-                    return value
-                values.append(value)
-            return Proposal(rule, ((node, Add(tuple(values))),), tuple(interior))
+        case Concat(parts=parts, first=first, last=last, order=None) if first if map_.axes else last:
+            return _of_channels(lifted, joined, parts, map_)
+        case Sum(terms=((_, 1.0), _, *_) as terms, shift=0.0):
+            return [(term, _of_term(map_, factor, first=i == 0)) for i, (term, factor) in enumerate(terms)]
         case _:
-            return None
+            return []
 
 
-def _absorbed(lifted: LiftedGraph, part: fx.Node, own: AffineConv, interior: list[fx.Node]) -> Expr | Decline:
+def _of_channels(lifted: LiftedGraph, joined: fx.Node, parts: Sequence[fx.Node], map_: AffineConv) -> _Parts | Decline:
+    """Each part takes the scale of its own channels."""
+    found: _Parts = []
+    start = 0
+    for part in parts:
+        size = lifted.channels(part, map_.axes)
+        if size is None:
+            return lifted.unknown_channels(part)
+        own = take(map_, np.arange(start, start + size))
+        found.append((part, restrict(own, start, start + size)))
+        start += size
+    return found if start == map_.in_channels else lifted.unknown_channels(joined)
+
+
+def _of_term(map_: AffineConv, factor: float, *, first: bool) -> AffineConv:
+    """Every term takes the scale, the first one the shift."""
+    own = scaled(map_, factor)
+    return own if first else linear_part(own)
+
+
+def _absorbed(lifted: LiftedGraph, part: fx.Node, own: AffineConv, interior: list[fx.Node]) -> Expr:
     """own(part), inside the map that makes `part` where that is possible."""
     op = lifted.op(part)
-    if isinstance(op, Affine) and op.axes == own.axes and len(lifted.readers(part)) == 1 and part not in interior:
-        inner = lifted.map_of(part, op.axes)
-        if isinstance(inner, AffineConv):
-            merged = applied(own, inner)
-            if isinstance(merged, AffineConv):
-                interior.append(part)
-                return Apply(merged, op.source, (part,))
-    return Apply(own, part)
+    if not isinstance(op, Affine) or op.axes != own.axes or part in interior or len(lifted.readers(part)) != 1:
+        return Apply(own, part)
+    inner = lifted.map_of(part, own.axes)
+    merged = inner if isinstance(inner, Decline) else applied(own, inner)
+    if isinstance(merged, Decline):
+        return Apply(own, part)
+    interior.append(part)
+    return Apply(merged, op.source, (part,))
+
+
+# --- forward ----------------------------------------------------------------------------------------
 
 
 def _forward(
     rule: str, lifted: LiftedGraph, node: fx.Node, source: fx.Node, map_: AffineConv
-) -> Proposal | Decline | None:
+) -> Iterator[Proposal | Decline]:
+    """Into everything that reads the scaled value, if it is several maps."""
     readers = lifted.readers(node)
     if len(readers) < 2:
-        return None
+        return
     replacements: list[tuple[fx.Node, Expr]] = []
     for reader in readers:
-        op = lifted.op(reader) if lifted.alive(reader) else None
-        if not isinstance(op, Affine) or op.axes != map_.axes or op.source is not node:
-            return None
-        outer = lifted.map_of(reader, op.axes)
-        if isinstance(outer, Decline):
-            return None
+        outer = _map_of_reader(lifted, reader, node, map_.axes)
+        if outer is None:
+            return
         merged = applied(outer, map_)
         if isinstance(merged, Decline):
-            return merged.at(lifted.place(reader))
+            yield merged.at(lifted.place(reader))
+            return
         replacements.append((reader, Apply(merged, source)))
-    return Proposal(rule, tuple(replacements), (node, *readers))
+    yield Proposal(rule, tuple(replacements), (node, *readers))
+
+
+def _map_of_reader(lifted: LiftedGraph, reader: fx.Node, node: fx.Node, axes: int) -> AffineConv | None:
+    """The map of a reader over the same spatial axes."""
+    op = lifted.op(reader) if lifted.alive(reader) else None
+    if not isinstance(op, Affine) or op.axes != axes or op.source is not node:
+        return None
+    return lifted.own_map(reader)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from passes.fold_scales import scale_of
-from repfx.algebra import repeated
+from repfx.algebra import AffineConv, repeated
 from repfx.decline import Decline, Reason
 from repfx.graph import Affine, LiftedGraph, Op, Opaque, applied
 from repfx.rewriting import Apply, Proposal, Ref
@@ -32,46 +32,44 @@ class FoldThroughShuffle:
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
         """One proposal for a scale behind a shuffle."""
-        return _behind_a_shuffle(self.name, lifted, node)
-
-
-def _behind_a_shuffle(rule: str, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
-    map_ = scale_of(lifted, node)
-    op = lifted.op(node)
-    if map_ is None or not isinstance(op, Affine):
-        return
-    shuffle, factor = op.source, _factor(lifted, op.source)
-    if factor is None:
-        return
-    (value,) = shuffle.all_input_nodes
-    for read, reader in ((shuffle, node), (value, shuffle)):
-        other = next((r for r in lifted.readers(read) if r is not reader), None)
-        if other is not None:
-            by = "the output" if other.op == "output" else lifted.place(other)
-            yield Decline(Reason.OUTSIDE_USE, f"is read inside the region and by {by}", lifted.place(read))
+        scale, op = scale_of(lifted, node), lifted.op(node)
+        if scale is None or not isinstance(op, Affine):
             return
-    made = lifted.op(value)
-    if not isinstance(made, Affine):
-        fact = f"is shuffled from {lifted.place(value)}, which is no affine map that could take it up"
-        yield Decline(Reason.NOT_EXACT, fact, lifted.place(node))
-        return
-    inner = lifted.map_of(value, 2)
-    merged = inner if isinstance(inner, Decline) else applied(repeated(map_, factor * factor), inner)
-    if isinstance(merged, Decline):
-        yield merged.at(lifted.place(node))
-        return
-    replacements = ((value, Apply(merged, made.source)), (node, Ref(shuffle)))
-    yield Proposal(rule, replacements, (value, node), "moved through a PixelShuffle", (shuffle,), (node,))
+        factor = _factor(lifted, op.source)
+        if factor is not None:
+            yield _moved(self.name, lifted, node, op.source, repeated(scale, factor * factor))
 
 
 def _factor(lifted: LiftedGraph, node: fx.Node) -> int | None:
     """r, where the node is a PixelShuffle."""
-    factor: object = None
-    if not isinstance(lifted.op(node), Opaque):
+    if not isinstance(lifted.op(node), Opaque) or len(lifted.given(node)) != 1:
         return None
-    if node.op == "call_module":
-        module = lifted.context.module(node)
-        factor = module.upscale_factor if type(module) is nn.PixelShuffle else None
-    elif node.op == "call_function" and node.target is F.pixel_shuffle:
-        factor = node.args[1] if len(node.args) > 1 else node.kwargs.get("upscale_factor")
-    return factor if isinstance(factor, int) and len(node.all_input_nodes) == 1 else None
+    factor = lifted.setting(node, nn.PixelShuffle, F.pixel_shuffle, 1, "upscale_factor")
+    return factor if isinstance(factor, int) else None
+
+
+def _moved(rule: str, lifted: LiftedGraph, node: fx.Node, shuffle: fx.Node, scale: AffineConv) -> Proposal | Decline:
+    """A scale, in the order of the shuffled channels, inside the map that makes them."""
+    (value,) = lifted.given(shuffle)
+    leak = _read_elsewhere(lifted, shuffle, node) or _read_elsewhere(lifted, value, shuffle)
+    if leak is not None:
+        return leak
+    made = lifted.op(value)
+    if not isinstance(made, Affine):
+        fact = f"is shuffled from {lifted.place(value)}, which is no affine map that could take it up"
+        return Decline(Reason.NOT_EXACT, fact, lifted.place(node))
+    inner = lifted.map_of(value, 2)
+    merged = inner if isinstance(inner, Decline) else applied(scale, inner)
+    if isinstance(merged, Decline):
+        return merged.at(lifted.place(node))
+    replacements = ((value, Apply(merged, made.source)), (node, Ref(shuffle)))
+    return Proposal(rule, replacements, (value, node), "moved through a PixelShuffle", (shuffle,), (node,))
+
+
+def _read_elsewhere(lifted: LiftedGraph, value: fx.Node, reader: fx.Node) -> Decline | None:
+    """The refusal where anything else reads a value than this."""
+    for other in lifted.readers(value):
+        if other is not reader:
+            fact = f"is read inside the region and by {lifted.reader_name(other)}"
+            return Decline(Reason.OUTSIDE_USE, fact, lifted.place(value))
+    return None

@@ -35,7 +35,7 @@ class FoldWeights:
         assert isinstance(op, Affine)
         if op.axes is None or not generates_weight(lifted, node):
             return
-        map_ = lifted.map_of(node, op.axes)
-        if isinstance(map_, Decline) or form_of(map_).kind not in (Kind.CONV, Kind.LINEAR, Kind.TRANSPOSED):
+        map_ = lifted.own_map(node)
+        if map_ is None or form_of(map_).kind not in (Kind.CONV, Kind.LINEAR, Kind.TRANSPOSED):
             return
         yield Proposal(self.name, ((node, Apply(map_, op.source)),), (node,))

@@ -9,7 +9,7 @@ stacks a biased and an unbiased map apart, because the stack would have a bias f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from repfx.graph import ANY, Affine, LiftedGraph, Op
 from repfx.rewriting import Proposal, Shared
 
 Group = list[tuple[fx.Node, AffineConv]]
+_DENSE = (Kind.CONV, Kind.LINEAR, Kind.TRANSPOSED)
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,19 @@ class MergeSiblings:
         """All readers of one window; where together they cost more, those with and those without a bias."""
         windows = _alike(lifted, node)
         for group in windows:
-            apart = [[m for m in group if m[1].biased is biased] for biased in (True, False)]
-            for part in (group, *(part for part in apart if len(part) < len(group))):
+            for part in (group, *_apart(group)):
                 if len(part) > 1 and all(lifted.alive(reader) for reader, _ in part):
                     yield _stacked(self.name, lifted, node, part)
         if len(windows) > 1:
             first, second = (group[0] for group in windows[:2])
             yield Decline(Reason.COST, _other_window(first[1], second[1]), lifted.place(second[0]))
+
+
+def _apart(group: Group) -> list[Group]:
+    """Those with and those without a bias, where there are both."""
+    biased = [sibling for sibling in group if sibling[1].biased]
+    plain = [sibling for sibling in group if not sibling[1].biased]
+    return [biased, plain] if biased and plain else []
 
 
 def _other_window(one: AffineConv, other: AffineConv) -> str:
@@ -65,31 +72,27 @@ def _stacked(rule: str, lifted: LiftedGraph, node: fx.Node, group: Group) -> Pro
 
 def _alike(lifted: LiftedGraph, node: fx.Node) -> list[Group]:
     """Readers of a value that are dense maps, grouped by their window."""
-    groups: dict[tuple[object, ...], Group] = {}
+    groups: dict[Hashable, Group] = {}
     for reader in sorted(lifted.readers(node)):
-        op = lifted.op(reader) if lifted.alive(reader) else None
-        if not isinstance(op, Affine) or op.axes is None or op.source is not node:
-            continue
-        map_ = lifted.map_of(reader, op.axes)
-        if isinstance(map_, Decline):
-            continue
-        form = form_of(map_)
-        if (
-            form.kind not in (Kind.CONV, Kind.LINEAR, Kind.TRANSPOSED)
-            or form.groups != 1
-            or form.gather is not None
-            or map_.borders
-        ):
-            continue
-        key = (
-            map_.axes,
-            map_.zoom,
-            map_.kernel,
-            map_.before,
-            map_.stride,
-            map_.extent,
-            map_.padding_mode,
-            map_.support.tobytes(),
-        )
-        groups.setdefault(key, []).append((reader, map_))
+        map_ = _dense(lifted, reader, node)
+        if map_ is not None:
+            groups.setdefault(_window(map_), []).append((reader, map_))
     return list(groups.values())
+
+
+def _dense(lifted: LiftedGraph, reader: fx.Node, node: fx.Node) -> AffineConv | None:
+    """The map of a reader that mixes all channels of the value and has no border term of its own."""
+    op = lifted.op(reader) if lifted.alive(reader) else None
+    if not isinstance(op, Affine) or op.source is not node:
+        return None
+    map_ = lifted.own_map(reader)
+    if map_ is None or map_.borders:
+        return None
+    form = form_of(map_)
+    return map_ if form.kind in _DENSE and form.groups == 1 and form.gather is None else None
+
+
+def _window(map_: AffineConv) -> Hashable:
+    """What maps must have in common to be one convolution."""
+    window = (map_.axes, map_.zoom, map_.kernel, map_.before, map_.stride, map_.extent)
+    return (*window, map_.padding_mode, map_.support.tobytes())

@@ -325,14 +325,16 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "attention": (
         Row("heads written one by one are one linear and one attention over stacked heads",
-            passing("fuse_attention", *(f"one_linear_per_head[{name}]" for name in (
-                "after the product", "on the queries", "einsum", "none")), "stacked_heads", "constant_bias[per key]",
+            passing("stack_heads", *(f"one_linear_per_head[{name}]" for name in (
+                "after the product", "on the queries", "einsum", "none")), "constant_bias[per key]",
                 "heads_that_are_calls_are_stacked"),
-            passing("fuse_attention", "unequal_heads_cannot_be_stacked", "heads_of_different_values", "masks",
-                    "softmax_over_another_axis", "softmax_in_another_type", "heads_joined_along_tokens",
+            passing("stack_heads", "unequal_heads_cannot_be_stacked", "heads_of_different_values",
+                    "heads_joined_along_tokens", "projections_that_are_read_elsewhere_stay")),
+        Row("attention that is written out is one call, for every number of tokens",
+            passing("fuse_attention", "stacked_heads", "bias_of_the_stacked_form_is_one_call_too"),
+            passing("fuse_attention", "masks", "softmax_over_another_axis", "softmax_in_another_type",
                     "scores_or_weights_that_are_returned", "a_bias_that_could_widen_one_query",
-                    "projections_that_are_read_elsewhere_stay", "dropout_in_training_mode",
-                    "shapes_that_structure_does_not_tell")),
+                    "dropout_in_training_mode", "shapes_that_structure_does_not_tell")),
         Row("a factor of the scores goes into the projection of one of them",
             (*passing("fold_product_scales", "scale_of_scores", "on_images_with_channels_first",
                       "the_keys_take_it_where_the_queries_cannot"),),

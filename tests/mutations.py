@@ -262,9 +262,9 @@ MUTANTS = (
     ),
     Mutant(
         "scale-of-a-value-it-only-looks-through",
-        "fold_scales._forward",
-        "op.axes != map_.axes or op.source is not node:",
-        "op.axes != map_.axes:",
+        "fold_scales._map_of_reader",
+        "op.axes != axes or op.source is not node:",
+        "op.axes != axes:",
     ),
     Mutant(
         "transposed-kernel-not-flipped",
@@ -893,9 +893,9 @@ MUTANTS = (
     ),
     Mutant(
         "strided-operands-stay",
-        "memory_layout._above",
-        "        return None if dims is None else dims[axis] - len(dims)\n",
-        "        return axis\n",
+        "memory_layout._above_permute",
+        "    return None if dims is None else dims[axis] - len(dims)\n",
+        "    return axis\n",
     ),
     Mutant(
         "example-widths-are-facts",
@@ -919,7 +919,7 @@ MUTANTS = (
         "heads-of-half-weight",
         "average_heads.AverageHeads.propose",
         "((node, Apply(region.map, source)),)",
-        "((node, Apply(__import__('repfx.affine').affine.scaled(region.map, 0.5), source)),)",
+        "((node, Apply(__import__('repfx.algebra').algebra.scaled(region.map, 0.5), source)),)",
     ),
     Mutant(
         "chains-misread-their-input",
@@ -931,15 +931,15 @@ MUTANTS = (
         "concats-lose-their-constants",
         "collapse_concats.CollapseConcats.propose",
         "Apply(region.map, source)",
-        "Apply(__import__('repfx.affine').affine.linear_part(region.map), source)",
+        "Apply(__import__('repfx.algebra').algebra.linear_part(region.map), source)",
     ),
     Mutant(
         "shift-in-every-term",
-        "fold_scales._backward",
-        "else linear_part(scaled(map_, factor))",
-        "else scaled(map_, factor)",
+        "fold_scales._of_term",
+        "own if first else linear_part(own)",
+        "own",
     ),
-    Mutant("concat-scale-of-the-wrong-part", "fold_scales._backward", "                start += size\n", ""),
+    Mutant("concat-scale-of-the-wrong-part", "fold_scales._of_channels", "        start += size\n", ""),
     Mutant(
         "orders-turned-round",
         "carry_permutations._Spread._reordered",
@@ -948,7 +948,7 @@ MUTANTS = (
     ),
     Mutant(
         "factor-of-a-term-ignored",
-        "collapse_sums._partial",
+        "collapse_sums._together",
         "maps.append(region.map if factor == 1.0 else scaled(region.map, factor))",
         "maps.append(region.map)",
     ),
@@ -961,31 +961,31 @@ MUTANTS = (
     Mutant("slices-of-the-first-branch", "split_concats._slices", "        start += size\n", ""),
     Mutant(
         "factor-reaches-other-readers",
-        "fold_product_scales._folded",
-        "scaled.isdisjoint(found.views[view].channels.tolist())",
+        "fold_product_scales._other_reader",
+        "scaled.isdisjoint(strand.readers.views[view].channels.tolist())",
         "True",
     ),
     Mutant(
         "factor-squared",
-        "fold_product_scales._folded",
-        "if product is not None and product.left.node is product.right.node:",
-        "if False:",
+        "fold_product_scales._is_squared",
+        "product is not None and product.left.node is product.right.node",
+        "False",
     ),
     Mutant(
         "strand-of-another-part",
-        "strands._item",
+        "channel_readers._part",
         "start = sum(sizes[: index % len(sizes)])",
         "start = sum(sizes[: (index + 1) % len(sizes)])",
     ),
     Mutant(
         "scale-of-a-head-dropped",
-        "fuse_attention._stacked",
-        "maps[i] = own if factor != 1.0 else maps[i]",
-        "own = maps[i]",
+        "stack_heads._times",
+        "map_ if factor == 1.0 else scaled(map_, factor)",
+        "map_",
     ),
     Mutant(
         "bias-of-other-tokens",
-        "fuse_attention._usable",
+        "biases.usable_bias",
         "if len(sources) > 1 or rows not in (1, shape[-1]):",
         "if False:",
     ),
@@ -995,7 +995,7 @@ MUTANTS = (
         "(expr.heads, -1)), -3, -2)",
         "(-1, expr.heads)), -3, -2)",
     ),
-    Mutant("softmax-over-any-axis", "recognition.attention_of", "if dim != -1 and (", "if False and ("),
+    Mutant("softmax-over-any-axis", "recognition._unlike", "if dim != -1 and (", "if False and ("),
 )
 
 

@@ -41,6 +41,12 @@ def scored(s: Net, x: Tensor) -> Tensor:
     return (q @ k.transpose(-2, -1) * 0.7).sigmoid()
 
 
+def in_heads(s: Net, x: Tensor) -> Tensor:
+    x = torch.relu(x).flatten(2).transpose(1, 2)
+    heads = [s.q(x) @ s.k(x).transpose(-2, -1), s.k(x) @ s.q(x).transpose(-2, -1)]
+    return torch.cat([head.softmax(-1) @ s.v(x) for head in heads], -1)
+
+
 def attended(s: Net, x: Tensor) -> Tensor:
     x = torch.relu(x).flatten(2).transpose(1, 2)
     return (s.q(x) @ s.k(x).transpose(-2, -1)).softmax(-1) @ s.v(x)
@@ -59,6 +65,7 @@ FIRES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         IMAGE,
     ),
     "fold_product_scales": (lambda: Net(scored, a=nn.Linear(4, 6)), IMAGE),
+    "stack_heads": (lambda: Net(in_heads, q=nn.Linear(4, 3), k=nn.Linear(4, 3), v=nn.Linear(4, 3)), IMAGE),
     "fuse_attention": (lambda: Net(attended, q=nn.Linear(4, 3), k=nn.Linear(4, 3), v=nn.Linear(4, 3)), IMAGE),
     "fold_weights": (
         lambda: Net(

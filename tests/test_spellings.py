@@ -890,7 +890,7 @@ def test_a_norm_between_transpositions_that_others_read_too() -> None:
 
     network = Net(run, a=conv(4, 4, 3, 0), b=conv(4, 4, 1), n=BN(4))
     _, fused = compiled(network, 4, LARGE, (8, 8))
-    assert counted(left(fused, 4))["convolutions"] == 2
+    assert counted(left(fused, 4)) == {"convolutions": 2}
 
 
 @pytest.mark.parametrize(
@@ -936,4 +936,7 @@ def test_a_channel_order_does_not_pass_a_norm_of_tokens() -> None:
         return s.b(n), n.transpose(1, 2)
 
     parts = {"a": nn.Conv1d(4, 4, 1), "b": nn.Conv1d(4, 4, 1), "n": nn.BatchNorm1d(4), "p": nn.ChannelShuffle(2)}
-    compiled(Net(run, **parts), 4, LONG, (5,))
+    _, fused = compiled(Net(run, **parts), 4, LONG, (5,))
+    found = left(fused, 4, (5,))
+    assert (found.convolutions, found.batch_norms, found.permutations) == (2, 1, 0)
+    assert "ChannelShuffle" not in str(fused), "its order is in the weights of a"

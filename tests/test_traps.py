@@ -103,6 +103,8 @@ def test_a_hook_that_changes_its_output() -> None:
     model = hostile.prepared(Net(lambda s, x: s.n(s.a(x)), a=conv(4, 4), n=BN(4)), 0)
     model.a.register_forward_hook(lambda module, args, out: out.abs())
     fused = repfx.reparameterize(model, verify=False)
+    assert {island.path for island in repfx.report(fused).islands} == {"a"}
+    assert_declined(fused, Reason.NOT_EXACT, "n", "follows a, which is no affine map")
     hostile.assert_same(model, fused, torch.randn(2, 4, 5, 5, dtype=torch.float64))
 
 
@@ -117,6 +119,7 @@ def test_an_intermediate_that_a_feature_extractor_reads() -> None:
     x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
     hostile.assert_same(original, fused, x)
     assert list(fused(x)) == ["early", "late"]
+    assert counted(left(fused, 4)) == {"convolutions": 2, "border_terms": 1}
 
 
 class NamedNorm(nn.BatchNorm2d):
@@ -218,9 +221,13 @@ def test_padding_mode_other_than_zeros(mode: str) -> None:
 
 
 def test_conv2d_same_whose_padding_depends_on_the_input_size() -> None:
-    """TensorFlow's "same" with a stride pads by the input's size: batch norm behind it folds, its padding stays."""
+    """TensorFlow's "same" with a stride pads by the input's size: without an example it stays, and so does its norm."""
     model = Net(lambda s, x: s.n(s.a(x)), a=Conv2dSame(4, 4, 3, stride=2), n=BN(4))
-    compiled(model, 4, ((8, 8), (7, 5), (9, 12), (1, 1)))
+    _, fused = compiled(model, 4, ((8, 8), (7, 5), (9, 12), (1, 1)))
+    assert {island.path for island in repfx.report(fused).islands} == {"a"}
+    assert_declined(fused, Reason.NOT_EXACT, "n", "follows a, which is no affine map")
+    _, fused = compiled(Net(lambda s, x: s.n(s.a(x)), a=conv(4, 4, 3, stride=2), n=BN(4)), 4)  # one step away
+    assert counted(left(fused, 4)) == ONE_CONV
 
 
 def test_parametrizations() -> None:
@@ -233,6 +240,7 @@ def test_orthogonal_parametrization() -> None:
     model = Net(lambda s, x: s.n(s.a(x)), a=parametrizations.orthogonal(conv(4, 4, 1)), n=BN(4))
     original = hostile.prepared(model, 0)
     fused = repfx.reparameterize(original, verify=False)
+    assert counted(left(fused, 4)) == ONE_CONV
     hostile.assert_same(original, fused, torch.randn(2, 4, 5, 5, dtype=torch.float64))
 
 
@@ -250,7 +258,8 @@ def test_weight_norm_hooks_leave_a_stale_weight() -> None:
 
 def test_scaled_std_conv() -> None:
     model = Net(lambda s, x: s.n(s.a(x)), a=ScaledStdConv2d(4, 4, 3, padding=1), n=BN(4))
-    compiled(model, 4)
+    _, fused = compiled(model, 4)
+    assert counted(left(fused, 4)) == ONE_CONV
 
 
 def test_weight_generators_are_folded_under_no_grad() -> None:
@@ -295,6 +304,7 @@ class Toggled(nn.Module):
 def test_tensor_attributes_made_by_train_and_eval() -> None:
     original = hostile.prepared(Toggled(), 0).eval()  # eval again: with the weights it has now
     fused = repfx.reparameterize(original, verify=False)
+    assert counted(left(fused, 4)) == ONE_CONV
     hostile.assert_same(original, fused, torch.randn(2, 4, 5, 5, dtype=torch.float64))
 
 
@@ -345,8 +355,16 @@ def test_aliasing_of_in_place_adds() -> None:
         total += total
         return s.n(total)
 
-    for run in (aliased, split, twice):
-        compiled(Net(run, a=conv(4, 4), b=conv(4, 4, 1), n=BN(4)), 4)
+    expected = {
+        aliased: {"convolutions": 1, "adds": 1},
+        split: {"convolutions": 1, "batch_norms": 1, "adds": 1, "splits": 1},
+        twice: {"convolutions": 1, "batch_norms": 1, "adds": 1},
+    }
+    for run, counts in expected.items():
+        _, fused = compiled(Net(run, a=conv(4, 4), b=conv(4, 4, 1), n=BN(4)), 4)
+        assert counted(left(fused, 4)) == counts
+        if run is split:
+            assert_declined(fused, Reason.NOT_EXACT, "a", "shares memory with a value that is overwritten in place")
 
 
 def test_in_place_activation_on_a_shared_value() -> None:
@@ -355,7 +373,8 @@ def test_in_place_activation_on_a_shared_value() -> None:
         z = F.relu(y, inplace=True)
         return s.b(y) + z
 
-    compiled(Net(run, a=conv(4, 4), b=conv(4, 4, 1), n=BN(4)), 4)
+    _, fused = compiled(Net(run, a=conv(4, 4), b=conv(4, 4, 1), n=BN(4)), 4)
+    assert counted(left(fused, 4)) == {"convolutions": 2, "others": 1}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16])

@@ -6,18 +6,18 @@ Reading is free for everyone; only the engine changes it (`repfx.rewriting.engin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from torch import fx
+from torch import fx, nn
 
 from repfx.algebra import AffineConv, form_of
 from repfx.decline import Decline, Reason
 from repfx.graph.context import Context
 from repfx.graph.dead_code import has_effect
 from repfx.graph.kinds import OpKind
-from repfx.graph.nodes import place_of
+from repfx.graph.nodes import argument, place_of
 from repfx.graph.operation_table import OPERATIONS, operation_named
 from repfx.graph.ops import (
     Affine,
@@ -246,6 +246,56 @@ class LiftedGraph:
                 work.extend(step.all_input_nodes)
         return seen
 
+    def users(self, node: fx.Node) -> list[fx.Node]:
+        """Nodes that are given this value as it is; `readers` looks through those that only prepare others."""
+        if self._looked is not None:
+            self._looked.add(node)
+        return list(node.users)
+
+    def given(self, node: fx.Node) -> list[fx.Node]:
+        """The values that a node is given, whatever it makes of them."""
+        if self._looked is not None:
+            self._looked.add(node)
+        return list(node.all_input_nodes)
+
+    def past_aliases(self, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+        """The value that a node is another name of, and the names passed on the way."""
+        names: list[fx.Node] = []
+        while isinstance(op := self.op(node), Alias):
+            names.append(node)
+            node = op.source
+        return node, names
+
+    def setting(
+        self, node: fx.Node, module: type[nn.Module], function: Callable[..., object], position: int, name: str
+    ) -> object:
+        """What the call of a module of this type, or of this function, sets by that name; None for any other node."""
+        if node.op == "call_module":
+            called = self.context.module(node)
+            return getattr(called, name) if type(called) is module else None
+        is_called = node.op == "call_function" and node.target is function
+        return argument(node, position, name) if is_called else None
+
+    def is_output(self, node: fx.Node) -> bool:
+        """Whether a node is the end of the graph, where values leave it."""
+        return node.op == "output"
+
+    def is_aliased(self, node: fx.Node) -> bool:
+        """Whether an in-place operation may write into the memory of this value."""
+        return bool(node.meta.get("aliased"))
+
+    def reader_name(self, reader: fx.Node) -> str:
+        """What reads a value, for people: the output, or a place."""
+        return "the output" if self.is_output(reader) else self.place(reader)
+
+    def rank(self, node: fx.Node) -> int | None:
+        """Number of axes of a value, if known."""
+        return self.context.shapes.rank(node)
+
+    def size(self, node: fx.Node, axis: int) -> int | None:
+        """Size of a value along one axis, if known; it may be the example's."""
+        return self.context.shapes.size(node, axis)
+
     def place(self, node: fx.Node) -> str:
         """Module path of a node, for people."""
         if node in self.records and self.records[node].sources:
@@ -275,6 +325,14 @@ class LiftedGraph:
         if isinstance(map_, AffineConv):
             self._maps[node, axes] = map_
         return map_
+
+    def own_map(self, node: fx.Node) -> AffineConv | None:
+        """The map of a node over the spatial axes that it says it has; None where it says none, or is no map of one."""
+        op = self.op(node)
+        if not isinstance(op, Affine) or op.axes is None:
+            return None
+        map_ = self.map_of(node, op.axes)
+        return None if isinstance(map_, Decline) else map_
 
     def built(self, node: fx.Node, op: Affine, axes: int, channels: int | None) -> AffineConv | Decline:
         """What `op`, the operation of `node`, is over that many spatial axes of that many channels; made once."""

@@ -56,3 +56,4 @@ def test_heads_of_different_vectors_stay_two() -> None:
     model = heads(lambda s, x: (s.a(torch.relu(x)) + s.b(torch.tanh(x))) / 2)
     _, fused = compiled(model, 4, **VECTOR, **ALONE)
     assert left(fused, 4, ()).linears == 2
+    assert_declined(fused, Reason.COST, "truediv", "would not make the network smaller or shorter", "average_heads")

@@ -66,18 +66,21 @@ def test_declined_where_channels_are_told_apart() -> None:
     assert left(fused, 4).permutations == 1
 
 
-def test_two_orders_at_once_stay() -> None:
+def test_an_order_that_meets_another_stays() -> None:
     def run(s: Net, x: Tensor) -> Tensor:
         y = torch.relu(x)
         return s.b(torch.relu(pick(s, y) + pick(s, pick(s, s.a(y)))))
 
-    compiled(permuted(run), 4, **ALONE)  # whatever is carried, the values are right
+    _, fused = compiled(permuted(run), 4, **ALONE)
+    assert_declined(fused, Reason.NOT_EXACT, "index_select_2", "its channel order cannot pass index_select")
+    assert left(fused, 4).permutations == 2  # of three: two in a row are one
 
 
 def test_grouped_readers_mix_only_their_group() -> None:
     model = permuted(lambda s, x: s.g(torch.relu(pick(s, s.a(x)))), g=conv(4, 4, groups=2))
     _, fused = compiled(model, 4, **ALONE)
-    assert left(fused, 4).convolutions == 2
+    assert_declined(fused, Reason.NOT_EXACT, "index_select", "its channel order cannot pass g", "carry_permutations")
+    assert left(fused, 4).permutations == 1
 
 
 def test_depthwise_branches_of_a_clone_cost_no_permutation() -> None:

@@ -69,6 +69,8 @@ def test_macs_objective_keeps_factorised_pairs() -> None:
 def test_excluded_modules_stay() -> None:
     _, fused = compiled(two(conv(4, 4), nn.BatchNorm2d(4)), 4, exclude=("second",), **ALONE)
     assert counted(left(fused, 4)) == {"convolutions": 1, "batch_norms": 1}
+    _, fused = compiled(two(conv(4, 4), nn.BatchNorm2d(4)), 4, **ALONE)  # one step away
+    assert counted(left(fused, 4)) == {"convolutions": 1}
 
 
 def test_a_frame_is_padded_after_a_dense_convolution_not_before() -> None:

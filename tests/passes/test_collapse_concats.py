@@ -62,9 +62,13 @@ def test_different_origins_stay() -> None:
     model = Net(lambda s, x: torch.cat([s.a(torch.relu(x)), s.b(torch.tanh(x))], 1), **branches())
     _, fused = compiled(model, 4, **ALONE)
     assert left(fused, 4).concats == 1
+    model = Net(lambda s, x: torch.cat([s.a(y := torch.relu(x)), s.b(y)], 1), **branches())  # one step away
+    _, fused = compiled(model, 4, **ALONE)
+    assert left(fused, 4).concats == 0
 
 
 def test_concatenation_along_another_axis_stays() -> None:
-    model = Net(lambda s, x: torch.cat([s.a(x), s.b(x)], 2), **branches())
-    _, fused = compiled(model, 4, example=(8, 8), **ALONE)
-    assert left(fused, 4).concats == 1
+    for axis, concats in ((2, 1), (1, 0)):
+        model = Net(lambda s, x, axis=axis: torch.cat([s.a(x), s.b(x)], axis), **branches())
+        _, fused = compiled(model, 4, example=(8, 8), **ALONE)
+        assert left(fused, 4).concats == concats

@@ -46,7 +46,9 @@ def test_aliased_total_is_not_added_wrongly() -> None:
         total += s.b(x)
         return total + a  # 2 (a + b): a and total are one tensor
 
-    compiled(branches(run), 4, **ALONE)
+    _, fused = compiled(branches(run), 4, **ALONE)
+    assert counted(left(fused, 4)) == {"convolutions": 1, "adds": 1}
+    assert_declined(fused, Reason.COST, "add", "would not make the network smaller or shorter", "collapse_sums")
 
 
 def test_declined_for_unequal_output_sizes() -> None:

@@ -221,6 +221,7 @@ def test_rows_that_do_not_sum_to_one_keep_the_norm(pool: nn.Module) -> None:
     model = Net(lambda s, x: s.n(s.p(s.a(x))), a=conv(4, 6), n=BN(6), p=pool)
     _, fused = compiled(model, 4)
     assert left(fused, 4).batch_norms == 1
+    assert_declined(fused, Reason.NOT_EXACT, "n", "follows p, which is no affine map", "fold_scales")
 
 
 @pytest.mark.parametrize(
@@ -239,6 +240,7 @@ def test_other_reductions_keep_the_norm(reduce: Callable[[Tensor], Tensor]) -> N
     model = Net(lambda s, x: s.h(reduce(s.n(torch.relu(x)))), n=BN(4), h=nn.Linear(4, 3))
     _, fused = compiled(model, 4, ((4, 4), (2, 4)))
     assert left(fused, 4, (4, 4)).batch_norms == 1
+    assert_declined(fused, Reason.NOT_EXACT, "n", "nothing that reads it can take it up", "fold_scales")
 
 
 def test_a_view_that_cuts_the_batch_keeps_no_channels() -> None:
@@ -251,6 +253,7 @@ def test_a_view_that_cuts_the_batch_keeps_no_channels() -> None:
     model = Net(run, a=conv(4, 8, 1), p=nn.AdaptiveAvgPool2d(1), n=nn.BatchNorm1d(8))
     _, fused = compiled(model, 4, example=(4, 4))
     assert left(fused, 4).batch_norms == 1
+    assert_declined(fused, Reason.NOT_EXACT, "n", "follows view, which is no affine map", "fold_scales")
 
 
 def test_a_view_that_names_the_channels_keeps_their_number() -> None:
@@ -277,6 +280,9 @@ def test_one_pixel_by_the_example_alone_is_no_fact() -> None:
     model = Net(lambda s, x: s.a(x).flatten(1) * 2 + 1, a=conv(4, 3, 2, 0, stride=2))
     _, fused = compiled(model, 4, ((2, 2), (4, 4), (8, 2)), example=(2, 2), **ALONE)
     assert left(fused, 4).muls == 1
+    model = Net(lambda s, x: s.p(s.a(x)).flatten(1) * 2 + 1, a=conv(4, 3, 2, 0, stride=2), p=nn.AdaptiveAvgPool2d(1))
+    _, fused = compiled(model, 4, ((2, 2), (4, 4), (8, 2)), example=(2, 2))  # one step away
+    assert left(fused, 4).muls == 0
 
 
 def test_excluded_resamplings_stay() -> None:
@@ -285,6 +291,8 @@ def test_excluded_resamplings_stay() -> None:
     )
     _, fused = compiled(model, 4, exclude=("p",), **ALONE)
     assert left(fused, 4).batch_norms == 1
+    _, fused = compiled(model, 4, **ALONE)  # one step away
+    assert left(fused, 4).batch_norms == 0
 
 
 @pytest.mark.parametrize("name", [*HEADS, *(name for name in RESIZES if "another" not in name)])  # keeps a traced value

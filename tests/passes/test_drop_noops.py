@@ -59,3 +59,7 @@ def test_a_cast_to_what_another_value_is_stays() -> None:
     run = Net(lambda s, x: s.b(s.a(x).to(s.g.dtype)), a=conv(4, 4, 1), b=conv(4, 4, 1), g=torch.ones(1))
     _, fused = compiled(run, 4)
     assert counted(left(fused, 4))["convolutions"] == 2
+    _, fused = compiled(
+        Net(lambda s, x: s.b(s.a(x).contiguous()), a=conv(4, 4, 1), b=conv(4, 4, 1)), 4
+    )  # one step away
+    assert counted(left(fused, 4)) == {"convolutions": 1}

@@ -107,6 +107,7 @@ def test_the_gate_agrees(name: str) -> None:
 
 def test_it_trains() -> None:
     fused = repfx.reparameterize(FOLDS["three siblings"].float().eval())
+    assert "fold_norm_affine" in repfx.report(fused).merges[0].rule
     total = sum(y.square().mean() for y in fused.train()(torch.randn(2, 6, 7, 4)))
     total.backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in fused.parameters())
@@ -217,3 +218,4 @@ def test_other_norms_stay(norm: nn.Module) -> None:
     model = tokens(lambda s, x: s.a(s.n(x)), n=norm, a=conv(6, 3, 1))
     _, fused = compiled(model, 6, ((7, 4),), (7, 4))
     assert fused.n.weight is not None
+    assert not repfx.report(fused).merges

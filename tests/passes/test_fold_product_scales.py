@@ -175,6 +175,24 @@ def test_a_view_that_hides_the_channels() -> None:
     refused(run, Reason.OUTSIDE_USE, "mul", "those channels are also read by matmul")
 
 
+def test_some_of_the_parts_of_a_chunk() -> None:
+    """A slice of parts is no axis of theirs; what the parts hold is not followed through it."""
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        some = s.a(x).chunk(3, -1)[:2]
+        return (some[0][:, :, :2] @ some[1][:, :, :2].transpose(1, 2) * 0.3).softmax(-1)
+
+    refused(run, Reason.OUTSIDE_USE, "mul", "those channels are also read by matmul")
+
+
+def test_parts_of_a_tensor_split() -> None:
+    def run(s: Net, x: Tensor) -> Tensor:
+        q, k, _ = s.a(x).tensor_split(3, -1)
+        return (q @ k.transpose(1, 2) * 0.3).softmax(-1)
+
+    assert muls(folded(run, **PARTS)) == 0
+
+
 def test_a_factor_per_key_or_between_others_stays() -> None:
     def run(s: Net, x: Tensor) -> Tensor:
         return (torch.relu(s.q(x)) @ torch.relu(s.k(x)).transpose(1, 2) * 0.3).softmax(-1)

@@ -72,4 +72,5 @@ def test_declined_behind_an_activation() -> None:
 
 def test_a_scale_behind_a_rewritten_value_is_none_of_its_business() -> None:
     model = Net(lambda s, x: (s.n(s.a(x) + s.b(x)), s.b(x)), a=conv(4, 4), b=conv(4, 4, 1), n=BN(4))
-    compiled(model, 4)
+    _, fused = compiled(model, 4)
+    assert counted(left(fused, 4)) == {"convolutions": 2}

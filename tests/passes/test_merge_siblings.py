@@ -11,7 +11,7 @@ from passes.merge_siblings import MergeSiblings
 from repfx.decline import Reason
 from repfx.layers import ChannelSlice
 from tests import hostile
-from tests.compiling import Net, assert_declined, compiled, conv, counted, left, only
+from tests.compiling import Net, assert_declined, compiled, conv, counted, declines, left, only
 
 ALONE = only(MergeSiblings())
 
@@ -93,14 +93,23 @@ def test_other_windows_strides_and_groups_stay() -> None:
         model = Net(lambda s, x: (torch.relu(s.a(x)), torch.tanh(s.b(x))), a=a, b=b)
         _, fused = compiled(model, 4, ((8, 8), (5, 9)), **ALONE)
         assert left(fused, 4).convolutions == 2, name
+        if name == "depthwise":
+            assert not declines(fused), "what mixes no channels is no sibling"
+        else:
+            assert_declined(fused, Reason.COST, "b", "one convolution has one window", "merge_siblings")
 
 
 def test_siblings_of_different_values_stay() -> None:
     model = Net(lambda s, x: s.a(torch.relu(x)) * s.b(torch.tanh(x)), a=conv(4, 6, 1), b=conv(4, 6, 1))
     _, fused = compiled(model, 4, **ALONE)
     assert left(fused, 4).convolutions == 2
+    model = Net(lambda s, x: s.a(y := torch.relu(x)) * s.b(y), a=conv(4, 6, 1), b=conv(4, 6, 1))  # one step away
+    _, fused = compiled(model, 4, **ALONE)
+    assert left(fused, 4).convolutions == 1
 
 
 def test_a_sibling_that_is_excluded_stays() -> None:
     _, fused = compiled(Net(gate, a=conv(4, 6, 1), b=conv(4, 6, 1)), 4, exclude=("b",), **ALONE)
     assert left(fused, 4).convolutions == 2
+    _, fused = compiled(Net(gate, a=conv(4, 6, 1), b=conv(4, 6, 1)), 4, **ALONE)  # one step away
+    assert left(fused, 4).convolutions == 1

@@ -37,6 +37,7 @@ def test_branches_take_their_slices(objective: str) -> None:
 
 def test_the_bias_of_the_mixing_convolution_is_added_once() -> None:
     original, fused = compiled(Net(mixed, **thin()), 4, **ALONE)
+    assert left(fused, 4).concats == 0
     x = torch.zeros(1, 4, 5, 5, dtype=torch.float64)
     hostile.assert_same(original, fused, x)
 
@@ -55,6 +56,8 @@ def test_a_padded_convolution_does_not_reach_a_padded_branch() -> None:
     _, fused = compiled(Net(mixed, **both), 4, **ALONE)
     assert left(fused, 4).convolutions == 3
     assert left(fused, 4).concats == 1
+    _, fused = compiled(Net(mixed, **{**both, "c": conv(14, 4, 1)}), 4, **ALONE)  # one step away
+    assert counted(left(fused, 4)) == {"convolutions": 2, "adds": 1, "others": 2}
 
 
 def test_strided_and_interleaved_branches() -> None:
