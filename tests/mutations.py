@@ -856,7 +856,7 @@ MUTANTS = (
         "False",
     ),
     Mutant("repeats-the-first-weights", "replication.Repetition._built", "self._other(origin.node)\n", "origin.node\n"),
-    Mutant("repeats-own-numbers", "replication.Repetition._map", "if top.own:", "if False:"),
+    Mutant("repeats-own-numbers", "replication.Repetition._map", "if top.is_given:", "if False:"),
     Mutant(
         "blocks-decide-by-others",
         "engine.Engine._strays",

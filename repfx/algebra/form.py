@@ -153,7 +153,7 @@ def _derived(map_: AffineConv) -> Form:
         stride=map_.stride,
         pads=pads,
         padding_mode=map_.padding_mode,
-        laps=map_.laps,
+        laps=map_.extension.laps,
         biased=map_.biased,
         borders=len(map_.borders),
         border_parameters=sum(map_.out_channels * prod(b.kernel) for b in map_.borders),
@@ -191,7 +191,7 @@ def contiguous(indices: Ints) -> bool:
 
 
 def _copy_form(map_: AffineConv) -> Form | None:
-    if map_.selection is None or not map_.is_pointwise:
+    if map_.selection is None:
         return None
     kind = Kind.IDENTITY if map_.is_identity else Kind.COPY
     gather = None if map_.is_identity else map_.selection

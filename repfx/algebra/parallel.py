@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repfx.algebra.affine import ZEROS, AffineConv, Border, by_structure, home, moved, times, transposed_padding
+from repfx.algebra.affine import ZEROS, AffineConv, Border, Extension, by_structure, home, moved, times, transposed_padding
 from repfx.algebra.incidence import Incidence, Ints
 from repfx.algebra.kernels import shifted
 from repfx.algebra.values import Part, Values, row_wise
@@ -102,7 +102,7 @@ def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
             ones.append(one)
         return Values(planes, bias, tuple(ones))
 
-    copies = [part.selection for part in parts if part.selection is not None and part.is_pointwise]
+    copies = [part.selection for part in parts if part.selection is not None]
     selection = np.concatenate(copies) if len(copies) == len(parts) else None
     return _side_by_side(parts, incidence, borders, rule, selection)
 
@@ -127,15 +127,12 @@ def _side_by_side(
             biased=any(part.biased for part in parts),
             inputs=tuple(parts),
             rule=rule,
-            own=False,
             borders=borders,
-            padding_mode=_mode(parts),
+            extension=Extension.shared([part.extension for part in parts]),
             multiple=_multiple(parts),
             zoom=parts[0].zoom,
-            laps=any(part.laps for part in parts),
             selection=selection,
             support=_support(parts),
-            constant_padding=any(part.constant_padding for part in parts),
         )
     )
 
@@ -169,7 +166,7 @@ def united(
         axes = range(len(free))
         before = tuple(max(m.before[a] for m in members) for a in axes)
         kernel = tuple(before[a] + max(m.kernel[a] - m.before[a] for m in members) for a in axes)
-        borders.append(Border(kernel, before, free, longer))
+        borders.append(Border(kernel, before, free, longer, any(m.filled for m in members)))
     return tuple(borders), tuple(tuple(users) for users in groups.values())
 
 
@@ -200,10 +197,6 @@ def _clash(parts: Sequence[AffineConv], verb: str) -> Decline | None:
     if len(modes) > 1:
         return Decline(Reason.NOT_EXACT, f"{verb} maps with padding modes {' and '.join(sorted(modes))}")
     return None
-
-
-def _mode(parts: Sequence[AffineConv]) -> str:
-    return next((part.padding_mode for part in parts if part.padding_mode != ZEROS), ZEROS)
 
 
 def _multiple(parts: Sequence[AffineConv]) -> tuple[int, ...]:

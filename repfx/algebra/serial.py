@@ -53,7 +53,7 @@ def _composed(parts: Sequence[AffineConv]) -> AffineConv | Decline:
     bordered = [term for term in terms if not all(term.border.free)]
     borders, members = united([[term.border] for term in bordered])
     incidence = outer.incidence.after(inner.incidence)
-    copying = inner.selection is not None and inner.is_pointwise
+    copying = inner.selection is not None
 
     def rule(values: Sequence[Values]) -> Values:
         v2, v1 = moved(values)
@@ -68,9 +68,8 @@ def _composed(parts: Sequence[AffineConv]) -> AffineConv | Decline:
             ones.append(total([grown(taps[i], border, bordered[i].border) for i, _ in users]))
         return Values(planes, bias, tuple(ones))
 
-    copies = outer.is_pointwise and inner.is_pointwise
     selection = None
-    if outer.selection is not None and inner.selection is not None and copies:
+    if outer.selection is not None and inner.selection is not None:
         selection = inner.selection[outer.selection]
     stride = inner.stride
     return executable(
@@ -84,15 +83,12 @@ def _composed(parts: Sequence[AffineConv]) -> AffineConv | Decline:
             biased=outer.biased or inner.biased,
             inputs=(outer, inner),
             rule=rule,
-            own=False,
             borders=borders,
-            padding_mode=outer.padding_mode if outer.padding_mode != ZEROS else inner.padding_mode,
+            extension=outer.extension.of(inner.extension),
             multiple=_multiple(outer, inner),
             selection=selection,
             support=_support(outer, inner),
-            constant_padding=outer.constant_padding or inner.constant_padding,
             zoom=outer.zoom if outer.is_zoomed else inner.zoom,
-            laps=outer.laps or inner.laps or (outer.padding_mode == inner.padding_mode == "circular"),
         )
     )
 
@@ -236,7 +232,7 @@ def _constants(outer: AffineConv, inner: AffineConv) -> list[_Term]:
             kernel[axis] += (outer.kernel[axis] - 1) * inner.stride[axis]
             before[axis] += inner.stride[axis] * outer.before[axis]
         spread = tuple(1 if free[axis] else inner.stride[axis] for axis in axes)
-        border = Border(tuple(kernel), tuple(before), tuple(free), tuple(longer))
+        border = Border(tuple(kernel), tuple(before), tuple(free), tuple(longer), constant.filled)
         terms.append(_Term(border, inner_index=index, spread=spread, summed=tuple(free)))
     return terms
 
@@ -251,7 +247,7 @@ def _on_input_grid(border: Border, inner: AffineConv) -> Border:
         stride = inner.stride[axis]
         kernel[axis] = (border.kernel[axis] - 1) * stride + 1
         before[axis] = border.before[axis] * stride - tap
-    return Border(tuple(kernel), tuple(before), border.free, tuple(longer))
+    return Border(tuple(kernel), tuple(before), border.free, tuple(longer), border.filled)
 
 
 def _plane(inner: AffineConv, axis: int, longer: int) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,11 +63,9 @@ def _conv_module(node: fx.Node, module: Any, context: Context) -> Op | None:
         after=after,
         dilation=module.dilation,
         padding_mode=module.pad_mode if extended and pads else module.padding_mode,
+        laps=extended and module.laps,
+        terms=_border_terms(module) if extended else (),
     )
-    if extended:
-        map_ = replace(map_, laps=module.laps)
-        terms = [b for b in module.borders if isinstance(b, BorderTerm)]
-        map_ = constructors.with_borders(map_, [(_border_of(b), b.weight) for b in terms])
     return fixed(argument(node, 0, "input"), map_)
 
 
@@ -78,8 +75,10 @@ def _computes_a_convolution(of: type[nn.Module]) -> bool:
     return base is not None and of.forward in (base.forward, Extended.forward)
 
 
-def _border_of(term: BorderTerm) -> Border:
-    return Border(tuple(term.weight.shape[1:]), term.before, term.free, term.longer)
+def _border_terms(module: Extended) -> list[tuple[Border, Tensor]]:
+    """The border terms of a convolution that we emitted, with their taps."""
+    terms = [term for term in module.borders if isinstance(term, BorderTerm)]
+    return [(Border(tuple(t.weight.shape[1:]), t.before, t.free, t.longer), t.weight) for t in terms]
 
 
 def _transposed_module(node: fx.Node, module: Any, context: Context) -> Op | None:
