@@ -245,14 +245,14 @@ MUTANTS = (
     Mutant(
         "matrix-read-by-rows",
         "contractions._product",
-        "lambda: read().t(), (shape[1], shape[0]), None, 0, context)",
-        "lambda: read().reshape(shape[1], shape[0]), (shape[1], shape[0]), None, 0, context)",
+        "lambda: read().t(), (shape[1], shape[0]), None, axes=0)",
+        "lambda: read().reshape(shape[1], shape[0]), (shape[1], shape[0]), None, axes=0)",
     ),
     Mutant(
         "addmm-forgets-beta",
         "contractions._added",
-        "shift().reshape(-1) * beta",
-        "shift().reshape(-1)",
+        "bias().reshape(-1) * beta",
+        "bias().reshape(-1)",
     ),
     Mutant(
         "addcmul-forgets-its-value",
@@ -443,12 +443,12 @@ MUTANTS = (
         "return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)",
         "return tuple(t - t // 2 for t in total), tuple(t // 2 for t in total)",
     ),
-    Mutant("clipped-pool-is-a-conv", "convolutions._pool", "    if ceil:\n", "    if False:\n"),
+    Mutant("clipped-pool-is-a-conv", "windows._Pooling.unlike_a_convolution", "if self.clips:", "if False:"),
     Mutant(
         "uncounted-padding-is-a-conv",
-        "convolutions._pool",
-        "    if not count and any(pads):",
-        "    if False:",
+        "windows._Pooling.unlike_a_convolution",
+        "if any(self.padding) and not self.counts:",
+        "if False:",
     ),
     Mutant(
         "minus-is-plus",
@@ -456,12 +456,12 @@ MUTANTS = (
         "_sub: Rule = lambda node, context: _sum(node, context, -1.0)",
         "_sub: Rule = lambda node, context: _sum(node, context, 1.0)",
     ),
-    Mutant("mean-is-sum", "arithmetic._reduced", "weight = 1.0 / len(values) if mean else 1.0", "weight = 1.0"),
+    Mutant("mean-is-sum", "arithmetic._reduced", "1.0 / len(stack.values) if mean else 1.0", "1.0"),
     Mutant(
         "clipped-padding-sums-to-one",
-        "convolutions._pool",
-        "if divisor is not None or (count and any(pads)):",
-        "if divisor is not None:",
+        "windows._Pooling.rows_sum_to_one",
+        "return self.divisor is None and not (self.counts and any(self.padding))",
+        "return self.divisor is None",
     ),
     # --- repfx/lifting/resampling.py, repfx/rewriting/propagation.py
     Mutant(
@@ -511,8 +511,8 @@ MUTANTS = (
     Mutant("used-outside-ignored", "engine.Engine._refusal", "    if leak is not None:", "    if False:"),
     Mutant(
         "islands-looked-into",
-        "table.lift",
-        'if node.op == "call_module" and str(node.target) in context.whole:',
+        "table._of_module",
+        "if str(node.target) in context.whole:",
         "if False:",
     ),
     # --- repfx/tracing/signature.py, repfx/tracing/tracer.py, repfx/tracing/proxy_queries.py, repfx/capture/trace.py
@@ -693,7 +693,7 @@ MUTANTS = (
     # --- what reading a network means: rearranging, reshaping, padding, memory, state
     Mutant(
         "part-starts-one-early",
-        "rearranging._part_of_split",
+        "slicing._part_of_split",
         "    start = sum(sizes[:index])\n",
         "    start = max(0, sum(sizes[:index]) - 1)\n",
     ),
@@ -711,9 +711,9 @@ MUTANTS = (
     ),
     Mutant(
         "crop-by-one",
-        "rearranging._cropped",
-        "extents.append((stop or 0) - start - 1)",
-        "extents.append((stop or 0) - start)",
+        "slicing._cropped",
+        "extents.append(stop - start - 1)",
+        "extents.append(stop - start)",
     ),
     Mutant(
         "example-sizes-are-facts",
@@ -730,13 +730,13 @@ MUTANTS = (
     Mutant(
         "reshape-to-any-size",
         "reshaping._merges",
-        "    return known_size(sizes[1], context) != -1 and _forced(spatial, first, context)",
+        "    return channels != -1 and force_equality(spatial, first, context)",
         "    return True",
     ),
     Mutant(
         "frame-of-any-sides",
         "slice_assignment._is_frame",
-        "    return found == wanted",
+        "    return found == frame.sides()",
         "    return bool(found)",
     ),
     Mutant(
@@ -747,15 +747,15 @@ MUTANTS = (
     ),
     Mutant(
         "pad-sides-swapped",
-        "convolutions._padded",
+        "windows._padded",
         "    before = tuple(reversed(numbers[0::2]))\n    after = tuple(reversed(numbers[1::2]))",
         "    before = tuple(reversed(numbers[1::2]))\n    after = tuple(reversed(numbers[0::2]))",
     ),
     Mutant(
         "one-pixel-pool-is-nothing",
-        "convolutions._pool",
-        "    if one_pixel and divisor in (None, 1):",
-        "    if one_pixel:",
+        "windows._Pooling.copies",
+        "not any(self.padding) and self.divisor in (None, 1)",
+        "not any(self.padding)",
     ),
     Mutant("dtypes-mix", "table.lift", "    if foreign is not None:", "    if False:"),
     Mutant(
@@ -782,8 +782,8 @@ MUTANTS = (
     Mutant(
         "instance-norm-weights-ignored",
         "norms._instance_norm",
-        "same = module.weight is None and isinstance(source, fx.Node)",
-        "same = isinstance(source, fx.Node)",
+        "same = module.weight is None",
+        "same = True",
     ),
     Mutant(
         "lasting-memory-overwritten-freely",

@@ -17,7 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repfx.algebra.affine import ZEROS, AffineConv, Border, Extension, by_structure, home, moved, times, transposed_padding
+from repfx.algebra.affine import (
+    ZEROS,
+    AffineConv,
+    Border,
+    Extension,
+    by_structure,
+    home,
+    moved,
+    times,
+    transposed_padding,
+)
 from repfx.algebra.incidence import Incidence, Ints
 from repfx.algebra.kernels import shifted
 from repfx.algebra.values import Part, Values, row_wise
