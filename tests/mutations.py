@@ -456,7 +456,7 @@ MUTANTS = (
         "_sub: Rule = lambda node, context: _sum(node, context, -1.0)",
         "_sub: Rule = lambda node, context: _sum(node, context, 1.0)",
     ),
-    Mutant("mean-is-sum", "arithmetic._reduced", "1.0 / len(stack.values) if mean else 1.0", "1.0"),
+    Mutant("mean-is-sum", "arithmetic._Stack.reduced", "1.0 / len(self.values) if mean else 1.0", "1.0"),
     Mutant(
         "clipped-padding-sums-to-one",
         "windows._Pooling.rows_sum_to_one",

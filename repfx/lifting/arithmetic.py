@@ -161,8 +161,11 @@ def _with_constant(node: fx.Node, value: fx.Node, constant: object, formula: _Fo
     if isinstance(constant, int | float):
         scale, shift = formula.by_number(float(constant))
         return Sum(((value, scale),), shift=shift)
-    held = as_value(constant)  # else sizes put together, not values
-    shape, read = tuple(known(context.constants.shape(held))), known(context.tensor(held))
+    return _with_tensor(node, value, as_value(constant), formula, context)  # else sizes put together, not values
+
+
+def _with_tensor(node: fx.Node, value: fx.Node, constant: fx.Node, formula: _Formula, context: Context) -> Op:
+    shape, read = tuple(known(context.constants.shape(constant))), known(context.tensor(constant))
     rank = context.shapes.rank(value)
     if _spreads(value, shape, context):
         return context.declined(node, "spreads a value over a constant of more axes or larger size")
@@ -205,14 +208,17 @@ def _reduced(node: fx.Node, context: Context, *, mean: bool) -> Op | None:
         return None
     stack = asked(_stacked, source)
     if stack is not None and stack.is_along(dims):
-        weight = 1.0 / len(stack.values) if mean else 1.0
         keep = argument(node, 2, "keepdim", False)
-        return None if keep else Sum(tuple((value, weight) for value in stack.values))
+        return None if keep else stack.reduced(mean=mean)
     if mean:
         return None  # over positions: see resampling
-    axes, rank = asked(as_wholes, dims), context.shapes.rank(source)
-    spatial = axes is not None and rank is not None and all(axis % rank >= 2 for axis in axes)
-    return Opaque(inputs=(source,) if spatial else ())
+    return Opaque(inputs=(source,) if _is_spatial(dims, context.shapes.rank(source)) else ())
+
+
+def _is_spatial(dims: object, rank: int | None) -> bool:
+    """Whether these are axes behind the channels."""
+    axes = asked(as_wholes, dims)
+    return axes is not None and rank is not None and all(axis % rank >= 2 for axis in axes)
 
 
 @dataclass(frozen=True)
@@ -225,6 +231,11 @@ class _Stack:
     def is_along(self, dims: object) -> bool:
         """Whether a reduction over these axes takes the stack away."""
         return dims == self.axis or dims in ((self.axis,), [self.axis])
+
+    def reduced(self, *, mean: bool) -> Sum:
+        """The sum or mean of the values."""
+        weight = 1.0 / len(self.values) if mean else 1.0
+        return Sum(tuple((value, weight) for value in self.values))
 
 
 def _stacked(node: fx.Node) -> _Stack:

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from repfx.algebra import constructors
 from repfx.decline import Reason
 from repfx.graph import Affine, Context, Op, Opaque, argument
-from repfx.lifting.rules import FunctionRule, OtherCallError, as_value
+from repfx.lifting.rules import FunctionRule, OtherCallError, as_value, items_after
 
 _Lazy = Callable[[], Tensor]
 
@@ -148,6 +148,16 @@ class _Letters:
         return -1
 
     @property
+    def taken(self) -> str:
+        """The letter that the weight replaces."""
+        return self.value[self.place]
+
+    @property
+    def made(self) -> str:
+        """The letter that it puts there."""
+        return self.output[self.place]
+
+    @property
     def axes(self) -> int | None:
         """Spatial axes of a map along that axis: none along the last, all behind axis 1."""
         place, count = self.place, len(self.value)
@@ -166,15 +176,18 @@ def _letters(equation: object, constant_first: bool) -> _Letters:
     return _Letters(second, first, output) if constant_first else _Letters(first, second, output)
 
 
-def _einsum(node: fx.Node, context: Context) -> Op | None:
-    equation, *operands = node.args
-    if len(operands) == 1 and isinstance(operands[0], tuple | list):
-        operands = list(operands[0])
+def _operands(node: fx.Node) -> tuple[object, object]:
+    """The two that are multiplied: einsum(equation, a, b), einsum(equation, [a, b])."""
+    operands = items_after(node, 1)
     if len(operands) != 2:
-        return None
-    first, second = operands
+        raise OtherCallError
+    return operands[0], operands[1]
+
+
+def _einsum(node: fx.Node, context: Context) -> Op | None:
+    first, second = _operands(node)
     value, weight = _value_and_constant(first, second, context)
-    letters = _letters(equation, constant_first=weight is first)
+    letters = _letters(node.args[0], constant_first=weight is first)
     constant = _constant(weight, context)
     if constant is None:
         return _unknown(node, context)
@@ -185,10 +198,9 @@ def _einsum(node: fx.Node, context: Context) -> Op | None:
     if not letters.changed and len(letters.weight) == 1:
         map_ = constructors.pointwise(shape[0], axes, read, None)
         return Affine(value, axes, lambda _, __: map_)
-    taken, made = letters.value[letters.place], letters.output[letters.place]
-    if letters.weight == taken + made and letters.changed:
+    if letters.weight == letters.taken + letters.made:
         return _linear(value, lambda: read().t(), (shape[1], shape[0]), None, axes)
-    if letters.weight == made + taken and letters.changed:
+    if letters.weight == letters.made + letters.taken:
         return _linear(value, read, (shape[0], shape[1]), None, axes)
     return _no_map(node, context)
 

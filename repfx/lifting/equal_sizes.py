@@ -7,8 +7,7 @@ quasi-linear in those of the input, with a period of a few strides, so a stretch
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import TypeGuard
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx, nn
@@ -21,20 +20,20 @@ _ADDITIONS = (operator.add, torch.add, operator.iadd)
 
 def known_size(size: object, context: Context) -> int | None:
     """A size that is a number, or follows from known channel counts by integer arithmetic."""
+    return _evaluated(size, context.shapes.size)
+
+
+def _evaluated(size: object, size_of: Callable[[fx.Node, int], int | None]) -> int | None:
+    """Value of a size expression, where `size_of` tells the size of a value along an axis."""
     if isinstance(size, int):
         return size
     read = size_read(size)
     if read is not None:
-        return context.shapes.size(*read)
-    if not _is_computed(size):
+        return size_of(*read)
+    if not isinstance(size, fx.Node) or size.op != "call_function" or len(size.args) != 2:
         return None
-    a, b = (known_size(operand, context) for operand in size.args)
+    a, b = (_evaluated(operand, size_of) for operand in size.args)
     return None if a is None or b is None else arithmetic(size.target, a, b)
-
-
-def _is_computed(size: object) -> TypeGuard[fx.Node]:
-    """Whether a size is computed from two others."""
-    return isinstance(size, fx.Node) and size.op == "call_function" and len(size.args) == 2
 
 
 def is_size_of(size: object, value: fx.Node, axis: int, context: Context) -> bool:
@@ -71,7 +70,8 @@ def force_equality(spatial: Sequence[object], part: fx.Node, context: Context) -
 
 def _compared(size: object, axis: int, part: fx.Node, base: fx.Node, h: int, context: Context) -> int | None:
     """Whether a wanted size is larger (1) than the part's, smaller (-1) or equal, when that of `base` is h."""
-    wanted, own = _evaluated(size, base, axis + 2, h), _spatial(part, base, h, context, axis)
+    wanted = _evaluated(size, lambda *read: h if read == (base, axis + 2) else None)
+    own = _spatial(part, base, h, context, axis)
     if wanted is None or own is None:
         return None
     return (wanted > own) - (wanted < own)
@@ -85,19 +85,6 @@ def _bases(size: object) -> set[fx.Node]:
     if not isinstance(size, fx.Node) or size.op != "call_function":
         return set()
     return set[fx.Node]().union(*(_bases(operand) for operand in size.args))
-
-
-def _evaluated(size: object, base: fx.Node, axis: int, h: int) -> int | None:
-    """Value of a size expression when axis `axis` of `base` has size h."""
-    if isinstance(size, int):
-        return size
-    read = size_read(size)
-    if read is not None:
-        return h if read == (base, axis) else None
-    if not isinstance(size, fx.Node) or len(size.args) != 2:
-        return None
-    a, b = (_evaluated(operand, base, axis, h) for operand in size.args)
-    return None if a is None or b is None else arithmetic(size.target, a, b)
 
 
 def _spatial(node: fx.Node, base: fx.Node, h: int, context: Context, axis: int = 0) -> int | None:

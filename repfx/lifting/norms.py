@@ -106,27 +106,33 @@ _RAW_ORDER = ("weight", "bias", "running_mean", "running_var")  # of torch.batch
 
 
 def _batch_norm_function(node: fx.Node, context: Context, order: tuple[str, ...] = _ORDER) -> Op | None:
-    given = {name: argument(node, place, name) for place, name in enumerate(order, start=1)}
+    mean, variance, weight, bias = (argument(node, 1 + order.index(name), name) for name in _ORDER)
     training, eps = argument(node, 5, "training", False), argument(node, 7, "eps", 1e-5)
-    if given["running_mean"] is None or given["running_var"] is None:
+    if mean is None or variance is None:
         return context.declined(node, "keeps no running statistics, so its output depends on the batch")
     if training is not False or not isinstance(eps, float | int):
         return context.declined(node, "uses the batch's own statistics (training is not False)")
-    read = {name: context.tensor(value) for name, value in given.items()}
-    mean, variance = read["running_mean"], read["running_var"]
-    channels = _length_of(given["running_mean"], context)
-    if mean is None or variance is None or channels is None:
+    statistics = _statistics_of(mean, variance, context)
+    shape = context.constants.shape(mean) if isinstance(mean, fx.Node) else None
+    if statistics is None or shape is None:
         return context.declined(node, "its statistics depend on the input")
-    if any(read[name] is None and given[name] is not None for name in ("weight", "bias")):
+    affine = _affine_of(weight, bias, context)
+    if affine is None:
         return context.declined(node, "its weight depends on the input")
-    affine = _Affine(read["weight"], read["bias"])
-    return _by_statistics(node, None, channels, (mean, variance), affine, float(eps), context)
+    return _by_statistics(node, None, shape[0], statistics, affine, float(eps), context)
 
 
-def _length_of(vector: object, context: Context) -> int | None:
-    """The first size of a constant."""
-    shape = context.constants.shape(vector) if isinstance(vector, fx.Node) else None
-    return None if shape is None else shape[0]
+def _statistics_of(mean: object, variance: object, context: Context) -> tuple[_Lazy, _Lazy] | None:
+    """The statistics that a call is given; None where one of them is no constant."""
+    read = context.tensor(mean), context.tensor(variance)
+    return None if read[0] is None or read[1] is None else (read[0], read[1])
+
+
+def _affine_of(weight: object, bias: object, context: Context) -> _Affine | None:
+    """The scale and shift that a call is given; None where one of them is no constant."""
+    scale, shift = context.tensor(weight), context.tensor(bias)
+    all_read = (scale is None) == (weight is None) and (shift is None) == (bias is None)
+    return _Affine(scale, shift) if all_read else None
 
 
 def _instance_norm(node: fx.Node, module: Any, context: Context) -> Op | None:
@@ -189,15 +195,12 @@ def _rms_norm(node: fx.Node, module: Any, context: Context) -> Op | None:
 
 def _affine_given(context: Context, weight: object, bias: object = None) -> tuple[int, _Affine]:
     """(channels, scale and shift) of a functional norm, all given ones constant vectors of one length."""
-    values = [value for value in (weight, bias) if value is not None]
-    lazy = [context.tensor(value) for value in (weight, bias)]
-    shapes = {context.constants.shape(value) for value in values if isinstance(value, fx.Node)}
-    if len(shapes) != 1 or len([read for read in lazy if read is not None]) != len(values):
-        raise OtherCallError
-    shape = known(shapes.pop())
+    affine = known(_affine_of(weight, bias, context))
+    shapes = {context.constants.shape(given) for given in (weight, bias) if isinstance(given, fx.Node)}
+    shape = known(shapes.pop()) if len(shapes) == 1 else ()
     if len(shape) != 1:
         raise OtherCallError
-    return shape[0], _Affine(*lazy)
+    return shape[0], affine
 
 
 def _expect_one_axis(node: fx.Node, channels: int) -> None:

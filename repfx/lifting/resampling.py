@@ -102,10 +102,8 @@ def _adaptive_function(axes: int) -> Rule:
 def _reduced(source: fx.Node, axes: Sequence[int], *, keep: bool, context: Context) -> Op:
     """One value per channel of what lies along these axes; not among them: the batch."""
     rank = context.shapes.rank(source)
-    if rank is None or not axes or not all(-rank <= a < rank for a in axes):
-        return Opaque()
-    gone = {a % rank for a in axes}
-    if 0 in gone:
+    gone = _positions(axes, rank)
+    if rank is None or not gone or 0 in gone:
         return Opaque()
     views = {}
     if rank - 1 not in gone:
@@ -113,6 +111,13 @@ def _reduced(source: fx.Node, axes: Sequence[int], *, keep: bool, context: Conte
     if 1 not in gone and rank > 2:
         views[rank - 2] = rank - 2 if keep else rank - 2 - len(gone)
     return _resampled(source, views, Resolution.LOWER, first=1 not in gone) or Opaque()
+
+
+def _positions(axes: Sequence[int], rank: int | None) -> set[int]:
+    """Axes counted from the front; none where one of them is none of the value's."""
+    if rank is None or not all(-rank <= axis < rank for axis in axes):
+        return set()
+    return {axis % rank for axis in axes}
 
 
 def _mean(node: fx.Node, context: Context) -> Op | None:
@@ -123,18 +128,28 @@ def _mean(node: fx.Node, context: Context) -> Op | None:
 
 def _getitem(node: fx.Node, context: Context) -> Op | None:
     """x[:, 0], one token; x[:, :, 0, 0], one pixel; x[:, :, None, None], a vector as one pixel."""
-    source, items = as_value(node.args[0]), node.args[1]
-    if not isinstance(items, tuple):
+    source, given = as_value(node.args[0]), node.args[1]
+    if not isinstance(given, tuple):
         return None
     rank = known(context.shapes.rank(source))
-    items = spread_ellipsis(items, rank)
-    whole = [item for item in items if isinstance(item, slice) and item == slice(None)]
+    items = spread_ellipsis(given, rank)
     chosen = [axis for axis, item in enumerate(items) if isinstance(item, int)]
-    if chosen and len(whole) + len(chosen) == len(items):
+    if chosen and _are_whole([item for item in items if not isinstance(item, int)]):
         return _reduced(source, chosen, keep=False, context=context)
-    if len(whole) == rank >= 2 and all(item is None for item in items[rank:]):
-        return _resampled(source, {rank - 2: len(items) - 2}, Resolution.SAME, first=True)
-    return None
+    if not _adds_axes_behind(items, rank):
+        return None
+    return _resampled(source, {rank - 2: len(items) - 2}, Resolution.SAME, first=True)
+
+
+def _adds_axes_behind(items: Sequence[object], rank: int) -> bool:
+    """Whether an index keeps all axes of a value, and adds some of size one."""
+    kept, more = items[:rank], items[rank:]
+    return len(kept) == rank >= 2 and _are_whole(kept) and all(item is None for item in more)
+
+
+def _are_whole(items: Sequence[object]) -> bool:
+    """Whether an index keeps everything along these axes."""
+    return all(isinstance(item, slice) and item == slice(None) for item in items)
 
 
 def _select(node: fx.Node, context: Context) -> Op | None:
@@ -230,19 +245,24 @@ def _reshape(node: fx.Node, context: Context) -> Op | None:
     rank = known(context.shapes.rank(source))
     if rank < 2 or len(sizes) < 2:
         return None
+    if _leaves_vectors(source, sizes, context):
+        return _resampled(source, {rank - 2: 0}, Resolution.SAME, first=True, pinned=sizes[1] != -1)
     batch = _keeps(sizes[0], source, 0, context)
-    any_batch = batch or sizes[0] == -1
-    channels_first, channels_last = _keeps(sizes[1], source, 1, context), _keeps(sizes[-1], source, rank - 1, context)
-    to_vectors = len(sizes) == 2 and _one_pixel(source, context)
-    if to_vectors and (batch or (any_batch and channels_first)):
-        named = sizes[1] != -1
-        return _resampled(source, {rank - 2: 0}, Resolution.SAME, first=True, pinned=named)
     views = {}
-    if batch and channels_first:
+    if batch and _keeps(sizes[1], source, 1, context):
         views[rank - 2] = len(sizes) - 2
-    if rank > 2 and any_batch and channels_last:
+    if rank > 2 and (batch or sizes[0] == -1) and _keeps(sizes[-1], source, rank - 1, context):
         views[0] = 0
     return _resampled(source, views, Resolution.SAME, first=rank - 2 in views, pinned=True)
+
+
+def _leaves_vectors(source: fx.Node, sizes: Sequence[object], context: Context) -> bool:
+    """Whether (B, C, 1, ..., 1) becomes (B, C): one of the two is named, and the other one follows."""
+    if len(sizes) != 2 or not _one_pixel(source, context):
+        return False
+    if _keeps(sizes[0], source, 0, context):
+        return True
+    return sizes[0] == -1 and _keeps(sizes[1], source, 1, context)
 
 
 def _keeps(size: object, source: fx.Node, axis: int, context: Context) -> bool:

@@ -38,17 +38,25 @@ class _Frame:
 
     def side(self, index: object) -> tuple[int, str] | None:
         """The whole side that an index picks of the padded image; None for anything else."""
-        items = index if isinstance(index, tuple) else (index,)
-        used = [(dim, item) for dim, item in enumerate(items) if item != slice(None)]
-        if len(used) != 1:
+        found = _one_slice(index)
+        if found is None:
             return None
-        ((dim, item),) = used
-        axis = dim - 2
-        if not 0 <= axis < len(self.before) or not isinstance(item, slice) or item.step not in (None, 1):
+        axis, item = found
+        if not 0 <= axis < len(self.before):
             return None
         if item.start in (None, 0) and item.stop == self.before[axis]:
             return axis, "before"
         return (axis, "after") if item.stop is None and item.start == -self.after[axis] else None
+
+
+def _one_slice(index: object) -> tuple[int, slice] | None:
+    """(spatial axis, slice) of an index that takes a stretch along one axis, and all of the others."""
+    items = index if isinstance(index, tuple) else (index,)
+    used = [(dim, item) for dim, item in enumerate(items) if item != slice(None)]
+    match used:
+        case [(int(dim), slice(step=None | 1) as item)]:
+            return dim - 2, item
+    return None
 
 
 def _assigned(node: fx.Node, context: Context) -> Op | None:

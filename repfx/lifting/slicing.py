@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from repfx.algebra import constructors
+from repfx.algebra import Ints, constructors
 from repfx.graph import (
     SPLITS,
     Affine,
@@ -97,23 +97,31 @@ def _sliced(node: fx.Node, source: fx.Node, slices: Sequence[slice], context: Co
     used = [dim for dim, item in enumerate(slices) if _ends(item) not in _WHOLE]
     if not used:
         return Alias(source)
-    if rank == 3 and used == [2] and _is_signal(source, context):
+    if used == [2] and _is_signal(source, context):
         return _cropped(source, 1, slices[2:])
-    if used == [1] or (rank is not None and used == [rank - 1] and rank != 4):
-        (dim,) = used
-        total = context.shapes.size(source, dim)
-        if total is None:
-            return unknown_count(node, "slices", context)
-        return selected(source, dim, np.arange(total)[slices[dim]], context, total)
-    if rank is None or rank < 3 or min(used) < 2:
+    if used == [1] or _are_tokens(used, rank):
+        return _some_channels(node, source, used[0], slices[used[0]], context)
+    if min(used) < 2 or known(rank) < 3:
         return None
-    return _cropped(source, rank - 2, slices[2:])
+    return _cropped(source, known(rank) - 2, slices[2:])
+
+
+def _some_channels(node: fx.Node, source: fx.Node, dim: int, item: slice, context: Context) -> Op | None:
+    total = context.shapes.size(source, dim)
+    if total is None:
+        return unknown_count(node, "slices", context)
+    return selected(source, dim, np.arange(total)[item], context, total)
+
+
+def _are_tokens(used: Sequence[int], rank: int | None) -> bool:
+    """Whether the one axis that is cut is the last one, and not that of an image."""
+    return rank not in (None, 4) and rank == used[0] + 1 and len(used) == 1
 
 
 def _is_signal(source: fx.Node, context: Context) -> bool:
     """Whether of a value (B, C, L) the axis that may be cut has no size of its own, and the channels have."""
     certain = _certain(context)
-    return certain.size(source, 2) is None and certain.size(source, 1) is not None
+    return context.shapes.rank(source) == 3 and certain.size(source, 2) is None and certain.size(source, 1) is not None
 
 
 def _certain(context: Context) -> Shapes:
@@ -154,9 +162,14 @@ def _at_indices(node: fx.Node, source: fx.Node, items: list[Any], context: Conte
         return _at_value(node, source, dim, index, context)
     if total is None:
         return unknown_count(node, "indexes", context)
-    if not all(type(i) is int and -total <= i < total for i in index):
-        return None
-    return selected(source, dim, np.asarray(index, dtype=np.int64) % total, context, total)
+    return selected(source, dim, _numbers(index, total), context, total)
+
+
+def _numbers(index: Sequence[object], total: int) -> Ints:
+    """A list of indices, counted from the front."""
+    if not all(type(item) is int and -total <= item < total for item in index):
+        raise OtherCallError
+    return np.asarray(index, dtype=np.int64) % total
 
 
 def _may_be_channels(source: fx.Node, dim: int, context: Context) -> bool:
