@@ -182,9 +182,9 @@ MUTANTS = (
     Mutant("outer-taps-not-spread", "kernels.mixed", "slice(t, t + (k - 1) * s + 1, s)", "slice(t, t + k)"),
     Mutant(
         "scale-not-multiplied",
-        "kernels.composed",
-        "return _spread(_picked(inner.planes, reads) * scale, out.width)",
-        "return _spread(_picked(inner.planes, reads), out.width)",
+        "kernels._scaled_copies",
+        "return _spread(_picked(inner.planes, reads) * scale, width)",
+        "return _spread(_picked(inner.planes, reads), width)",
     ),
     Mutant(
         "dilation-not-written-out",
@@ -201,15 +201,15 @@ MUTANTS = (
     ),
     Mutant(
         "frame-guard-before-dropped",
-        "serial._refusal",
+        "serial._sees_the_image",
         "touches_before = outer.before[axis] > 0 and kernel - 1 - before >= stride",
         "touches_before = False",
     ),
     Mutant(
         "frame-guard-after-at-one-size-only",
-        "serial._refusal",
-        "first_outside = inner.extent[axis] - max(_remainders(",
-        "first_outside = inner.extent[axis] - min(_remainders(",
+        "serial._sees_the_image",
+        "first_outside = inner.extent[axis] - max(remainders(",
+        "first_outside = inner.extent[axis] - min(remainders(",
     ),
     Mutant(
         "other-padding-modes-compose-freely",
@@ -219,21 +219,21 @@ MUTANTS = (
     ),
     Mutant(
         "inner-bias-seen-through-the-mean",
-        "serial._summed",
+        "border_terms._summed",
         "kernel.sum(done, keepdim=True)",
         "kernel.mean(done, keepdim=True)",
     ),
     Mutant(
         "inner-bias-is-a-plain-bias",
-        "serial._constants",
-        "free = [constant.free[axis] and not padded[axis] for axis in axes]",
-        "free = [constant.free[axis] for axis in axes]",
+        "border_terms._seen_through",
+        "if stretch.free and not padded:",
+        "if stretch.free:",
     ),
     Mutant(
         "border-on-the-wrong-grid",
-        "serial._on_input_grid",
-        "before[axis] = border.before[axis] * stride - tap",
-        "before[axis] = border.before[axis] - tap",
+        "border_terms._on_input_grid",
+        "stretch.before * stride - tap",
+        "stretch.before - tap",
     ),
     # --- spellings, transposed convolutions
     Mutant(
@@ -292,38 +292,38 @@ MUTANTS = (
     ),
     Mutant(
         "circular-of-any-size",
-        "serial._extended_otherwise",
+        "serial._extended_along",
         "keeps_size = inner.stride[axis] == 1 and inner.extent[axis] == -1",
         "keeps_size = inner.stride[axis] == 1",
     ),
     Mutant(
         "plane-one-pixel-short",
-        "serial._plane",
+        "border_terms._plane",
         "length = min(max(0, least), most)",
         "length = min(max(0, least - 1), most)",
     ),
     Mutant(
         "border-window-on-a-short-plane",
-        "serial._refusal",
+        "serial._sees_the_image",
         "first_outside < before + longer",
         "first_outside < before",
     ),
     Mutant(
         "shift-before-a-transposed-convolution",
-        "serial._refusal",
+        "serial._zoomed_otherwise",
         "if outer.is_zoomed and (inner.biased or inner.borders):",
         "if outer.is_zoomed and inner.borders:",
     ),
     # --- repfx/algebra/parallel.py
     Mutant(
         "planes-of-any-size-unite",
-        "parallel.united",
+        "border_terms.united",
         "groups.setdefault((border.free, border.longer), [])",
         "groups.setdefault((border.free, (0,) * len(border.free)), [])",
     ),
     Mutant(
         "different-zooms-add",
-        "parallel._clash",
+        "parallel._difference",
         "if part.zoom != first.zoom:",
         "if False and part.zoom != first.zoom:",
     ),
@@ -345,8 +345,8 @@ MUTANTS = (
         "tuple(slice(b - p, b - p + k) for b, p, k in zip(before, part.before, part.kernel)) for part in parts",
         "tuple(slice(0, k) for b, p, k in zip(before, part.before, part.kernel)) for part in parts",
     ),
-    Mutant("sizes-need-not-agree", "parallel._clash", "if part.extent != first.extent:", "if False:"),
-    Mutant("strides-need-not-agree", "parallel._clash", "if part.stride != first.stride:", "if False:"),
+    Mutant("sizes-need-not-agree", "parallel._difference", "if part.extent != first.extent:", "if False:"),
+    Mutant("strides-need-not-agree", "parallel._difference", "if part.stride != first.stride:", "if False:"),
     Mutant("padding-modes-mix", "parallel._clash", "    if len(modes) > 1:", "    if False:"),
     Mutant(
         "broadcast-channels-added",
