@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from repfx.algebra import constructors
 from repfx.decline import Reason
-from repfx.graph import Affine, Context, Op, Opaque, OpKind, Sum, argument, operation_of
+from repfx.graph import Affine, Context, Op, Opaque, OpKind, Sum, argument, name_of, operation_of
 from repfx.lifting.rules import (
     OtherCallError,
     as_value,
@@ -24,7 +24,6 @@ from repfx.lifting.rules import (
     as_whole,
     as_wholes,
     asked,
-    function_name,
     known,
     per_channel,
     source_of,
@@ -239,7 +238,7 @@ class _Stack:
 
 
 def _stacked(node: fx.Node) -> _Stack:
-    if node.op != "call_function" or function_name(node) != "stack" or len(node.users) != 1:
+    if node.op != "call_function" or name_of(node) != "stack" or len(node.users) != 1:
         raise OtherCallError
     return _Stack(as_values(argument(node, 0, "tensors")), as_whole(argument(node, 1, "dim", 0)))
 

@@ -15,10 +15,10 @@ from torch import fx, nn
 
 from repfx.algebra import AffineConv, over
 from repfx.decline import Decline, Reason
-from repfx.graph import Affine, Context, Op, argument
+from repfx.graph import Affine, Context, Op, argument, name_of
 from repfx.lifting import norms
 from repfx.lifting.equal_sizes import are_sizes_of, is_size_of, known_size
-from repfx.lifting.rules import FunctionRule, as_value, function_name, items_after, known, source_of
+from repfx.lifting.rules import FunctionRule, as_value, items_after, known, source_of
 
 
 def _reshape_as(node: fx.Node, context: Context) -> Op | None:
@@ -52,7 +52,7 @@ def _reshape(node: fx.Node, context: Context) -> Op | None:
 
 def _is_folded(flat: fx.Node, original: fx.Node, rank: int, context: Context) -> bool:
     """Whether `flat` is `original` with all axes but the last one merged."""
-    match function_name(flat):
+    match name_of(flat):
         case "flatten":
             start, end = argument(flat, 1, "start_dim", 0), argument(flat, 2, "end_dim", -1)
             return (start, end) in ((0, rank - 2), (0, -2))

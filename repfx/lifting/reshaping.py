@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from repfx.algebra import Ints
-from repfx.graph import Concat, Context, Op, argument
+from repfx.graph import Concat, Context, Op, argument, name_of
 from repfx.lifting.equal_sizes import are_sizes_of, force_equality, is_size_of, known_size
 from repfx.lifting.rearranging import selected
 from repfx.lifting.rules import (
@@ -28,7 +28,6 @@ from repfx.lifting.rules import (
     as_value,
     as_values,
     as_whole,
-    function_name,
     items_after,
     known,
     source_of,
@@ -97,7 +96,7 @@ def _picked(node: fx.Node, context: Context) -> Op | None:
 
 def _unbound(node: fx.Node) -> fx.Node:
     """What is taken apart by an unbind."""
-    if function_name(node) != "unbind":
+    if name_of(node) != "unbind":
         raise OtherCallError
     return source_of(node)
 
@@ -115,7 +114,7 @@ def _row(value: fx.Node, axis: object, index: int, context: Context) -> Op | Non
 
 def _table(node: fx.Node, context: Context) -> _Table:
     """The split channel axis behind a view, a stack, and transpositions of the two halves."""
-    return known(_SPLITTING.get(function_name(node)))(node, context)
+    return known(_SPLITTING.get(name_of(node)))(node, context)
 
 
 def _kept(node: fx.Node, context: Context) -> _Table:

@@ -77,13 +77,6 @@ def source_of(node: fx.Node, name: str = "input") -> fx.Node:
     return as_value(argument(node, 0, name))
 
 
-def function_name(node: fx.Node) -> str:
-    """The name of the function or method that a node calls; "" for anything else."""
-    if node.op == "call_method":
-        return str(node.target)
-    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-
-
 def items_after(node: fx.Node, position: int) -> Sequence[Any]:
     """The numbers of x.view(2, 3) and x.view((2, 3)) alike: what stands at a position and after it."""
     given = node.args[position:]

@@ -18,6 +18,7 @@ from repfx.graph import (
     Op,
     Shapes,
     is_size,
+    name_of,
     part_sizes,
     split_dim,
 )
@@ -28,7 +29,6 @@ from repfx.lifting.rules import (
     as_value,
     as_whole,
     asked,
-    function_name,
     known,
     per_channel,
     spread_ellipsis,
@@ -59,7 +59,7 @@ def _getitem(node: fx.Node, context: Context) -> Op | None:
 
 
 def _part_of_split(node: fx.Node, split: fx.Node, index: int, context: Context) -> Op | None:
-    name = function_name(split)
+    name = name_of(split)
     if name not in SPLITS:
         return None
     value = as_value(split.args[0] if split.args else split.kwargs.get("input", split.kwargs.get("tensor")))

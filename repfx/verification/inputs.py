@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repfx.graph import argument, attribute, modules_of
+from repfx.graph import argument, attribute, modules_of, name_of
 
 _SIDES = (8, 16, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384, 448, 512)
 _OTHER = ((5, 8), (3, 0), (16, 32), (32, 64), (0, 32))  # added to a height and a width: odd, not square, multiples
@@ -189,18 +189,14 @@ def _first_reader(value: fx.Node, root: nn.Module) -> Spec | None:
 
 def _passes(node: fx.Node) -> bool:
     """Whether an operation asks for no channels, and leaves the axes where they are."""
-    return node.op == "call_module" or _name_of(node) in _SAME
+    return node.op == "call_module" or name_of(node) in _SAME
 
 
 def _permutation(node: fx.Node) -> tuple[int, ...] | None:
     """The order in which an operation puts the axes, where it does just that."""
     order = tuple(axis for axis in node.args[1:] if isinstance(axis, int))
-    plain = node.op != "call_module" and _name_of(node) == "permute" and len(order) == len(node.args) - 1
+    plain = name_of(node) == "permute" and len(order) == len(node.args) - 1
     return order if plain else None
-
-
-def _name_of(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _asked(node: fx.Node, root: nn.Module) -> Spec | None:
@@ -209,7 +205,7 @@ def _asked(node: fx.Node, root: nn.Module) -> Spec | None:
     weight = node.args[1] if node.op == "call_function" and len(node.args) > 1 else None
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return None
-    name, held = _name_of(node), attribute(root, str(weight.target))
+    name, held = name_of(node), attribute(root, str(weight.target))
     if name == "linear":
         return Spec(held.shape[1], 1, last=True)
     axes, groups = _FUNCTIONS.get(name), argument(node, 6, "groups", 1)
