@@ -182,9 +182,9 @@ MUTANTS = (
     Mutant("outer-taps-not-spread", "kernels.mixed", "slice(t, t + (k - 1) * s + 1, s)", "slice(t, t + k)"),
     Mutant(
         "scale-not-multiplied",
-        "kernels.composed",
-        "return _spread(_picked(inner.planes, reads) * scale, out.width)",
-        "return _spread(_picked(inner.planes, reads), out.width)",
+        "kernels._scaled_copies",
+        "return _spread(_picked(inner.planes, reads) * scale, width)",
+        "return _spread(_picked(inner.planes, reads), width)",
     ),
     Mutant(
         "dilation-not-written-out",
@@ -201,15 +201,15 @@ MUTANTS = (
     ),
     Mutant(
         "frame-guard-before-dropped",
-        "serial._refusal",
+        "serial._sees_the_image",
         "touches_before = outer.before[axis] > 0 and kernel - 1 - before >= stride",
         "touches_before = False",
     ),
     Mutant(
         "frame-guard-after-at-one-size-only",
-        "serial._refusal",
-        "first_outside = inner.extent[axis] - max(_remainders(",
-        "first_outside = inner.extent[axis] - min(_remainders(",
+        "serial._sees_the_image",
+        "first_outside = inner.extent[axis] - max(remainders(",
+        "first_outside = inner.extent[axis] - min(remainders(",
     ),
     Mutant(
         "other-padding-modes-compose-freely",
@@ -219,21 +219,21 @@ MUTANTS = (
     ),
     Mutant(
         "inner-bias-seen-through-the-mean",
-        "serial._summed",
+        "border_terms._summed",
         "kernel.sum(done, keepdim=True)",
         "kernel.mean(done, keepdim=True)",
     ),
     Mutant(
         "inner-bias-is-a-plain-bias",
-        "serial._constants",
-        "free = [constant.free[axis] and not padded[axis] for axis in axes]",
-        "free = [constant.free[axis] for axis in axes]",
+        "border_terms._seen_through",
+        "if stretch.free and not padded:",
+        "if stretch.free:",
     ),
     Mutant(
         "border-on-the-wrong-grid",
-        "serial._on_input_grid",
-        "before[axis] = border.before[axis] * stride - tap",
-        "before[axis] = border.before[axis] - tap",
+        "border_terms._on_input_grid",
+        "stretch.before * stride - tap",
+        "stretch.before - tap",
     ),
     # --- spellings, transposed convolutions
     Mutant(
@@ -245,14 +245,14 @@ MUTANTS = (
     Mutant(
         "matrix-read-by-rows",
         "contractions._product",
-        "lambda: read().t(), (shape[1], shape[0]), None, 0, context)",
-        "lambda: read().reshape(shape[1], shape[0]), (shape[1], shape[0]), None, 0, context)",
+        "lambda: read().t(), (shape[1], shape[0]), None, axes=0)",
+        "lambda: read().reshape(shape[1], shape[0]), (shape[1], shape[0]), None, axes=0)",
     ),
     Mutant(
         "addmm-forgets-beta",
         "contractions._added",
-        "shift().reshape(-1) * beta",
-        "shift().reshape(-1)",
+        "bias().reshape(-1) * beta",
+        "bias().reshape(-1)",
     ),
     Mutant(
         "addcmul-forgets-its-value",
@@ -292,38 +292,38 @@ MUTANTS = (
     ),
     Mutant(
         "circular-of-any-size",
-        "serial._extended_otherwise",
+        "serial._extended_along",
         "keeps_size = inner.stride[axis] == 1 and inner.extent[axis] == -1",
         "keeps_size = inner.stride[axis] == 1",
     ),
     Mutant(
         "plane-one-pixel-short",
-        "serial._plane",
+        "border_terms._plane",
         "length = min(max(0, least), most)",
         "length = min(max(0, least - 1), most)",
     ),
     Mutant(
         "border-window-on-a-short-plane",
-        "serial._refusal",
+        "serial._sees_the_image",
         "first_outside < before + longer",
         "first_outside < before",
     ),
     Mutant(
         "shift-before-a-transposed-convolution",
-        "serial._refusal",
+        "serial._zoomed_otherwise",
         "if outer.is_zoomed and (inner.biased or inner.borders):",
         "if outer.is_zoomed and inner.borders:",
     ),
     # --- repfx/algebra/parallel.py
     Mutant(
         "planes-of-any-size-unite",
-        "parallel.united",
+        "border_terms.united",
         "groups.setdefault((border.free, border.longer), [])",
         "groups.setdefault((border.free, (0,) * len(border.free)), [])",
     ),
     Mutant(
         "different-zooms-add",
-        "parallel._clash",
+        "parallel._difference",
         "if part.zoom != first.zoom:",
         "if False and part.zoom != first.zoom:",
     ),
@@ -345,8 +345,8 @@ MUTANTS = (
         "tuple(slice(b - p, b - p + k) for b, p, k in zip(before, part.before, part.kernel)) for part in parts",
         "tuple(slice(0, k) for b, p, k in zip(before, part.before, part.kernel)) for part in parts",
     ),
-    Mutant("sizes-need-not-agree", "parallel._clash", "if part.extent != first.extent:", "if False:"),
-    Mutant("strides-need-not-agree", "parallel._clash", "if part.stride != first.stride:", "if False:"),
+    Mutant("sizes-need-not-agree", "parallel._difference", "if part.extent != first.extent:", "if False:"),
+    Mutant("strides-need-not-agree", "parallel._difference", "if part.stride != first.stride:", "if False:"),
     Mutant("padding-modes-mix", "parallel._clash", "    if len(modes) > 1:", "    if False:"),
     Mutant(
         "broadcast-channels-added",
@@ -443,12 +443,12 @@ MUTANTS = (
         "return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)",
         "return tuple(t - t // 2 for t in total), tuple(t // 2 for t in total)",
     ),
-    Mutant("clipped-pool-is-a-conv", "convolutions._pool", "    if ceil:\n", "    if False:\n"),
+    Mutant("clipped-pool-is-a-conv", "windows._Pooling.unlike_a_convolution", "if self.clips:", "if False:"),
     Mutant(
         "uncounted-padding-is-a-conv",
-        "convolutions._pool",
-        "    if not count and any(pads):",
-        "    if False:",
+        "windows._Pooling.unlike_a_convolution",
+        "if any(self.padding) and not self.counts:",
+        "if False:",
     ),
     Mutant(
         "minus-is-plus",
@@ -456,12 +456,12 @@ MUTANTS = (
         "_sub: Rule = lambda node, context: _sum(node, context, -1.0)",
         "_sub: Rule = lambda node, context: _sum(node, context, 1.0)",
     ),
-    Mutant("mean-is-sum", "arithmetic._reduced", "weight = 1.0 / len(values) if mean else 1.0", "weight = 1.0"),
+    Mutant("mean-is-sum", "arithmetic._Stack.reduced", "1.0 / len(self.values) if mean else 1.0", "1.0"),
     Mutant(
         "clipped-padding-sums-to-one",
-        "convolutions._pool",
-        "if divisor is not None or (count and any(pads)):",
-        "if divisor is not None:",
+        "windows._Pooling.rows_sum_to_one",
+        "return self.divisor is None and not (self.counts and any(self.padding))",
+        "return self.divisor is None",
     ),
     # --- repfx/lifting/resampling.py, repfx/rewriting/propagation.py
     Mutant(
@@ -511,8 +511,8 @@ MUTANTS = (
     Mutant("used-outside-ignored", "engine.Engine._refusal", "    if leak is not None:", "    if False:"),
     Mutant(
         "islands-looked-into",
-        "table.lift",
-        'if node.op == "call_module" and str(node.target) in context.whole:',
+        "table._of_module",
+        "if str(node.target) in context.whole:",
         "if False:",
     ),
     # --- repfx/tracing/signature.py, repfx/tracing/tracer.py, repfx/tracing/proxy_queries.py, repfx/capture/trace.py
@@ -664,7 +664,7 @@ MUTANTS = (
     ),
     Mutant(
         "infinities-skipped",
-        "equivalence._Difference._compare_tensors",
+        "difference.Difference._compare_numbers",
         "unlike = odd & ~same & (usual if ours else True)",
         "unlike = odd & False",
     ),
@@ -694,7 +694,7 @@ MUTANTS = (
     # --- what reading a network means: rearranging, reshaping, padding, memory, state
     Mutant(
         "part-starts-one-early",
-        "rearranging._part_of_split",
+        "slicing._part_of_split",
         "    start = sum(sizes[:index])\n",
         "    start = max(0, sum(sizes[:index]) - 1)\n",
     ),
@@ -712,9 +712,9 @@ MUTANTS = (
     ),
     Mutant(
         "crop-by-one",
-        "rearranging._cropped",
-        "extents.append((stop or 0) - start - 1)",
-        "extents.append((stop or 0) - start)",
+        "slicing._cropped",
+        "extents.append(stop - start - 1)",
+        "extents.append(stop - start)",
     ),
     Mutant(
         "example-sizes-are-facts",
@@ -731,13 +731,13 @@ MUTANTS = (
     Mutant(
         "reshape-to-any-size",
         "reshaping._merges",
-        "    return known_size(sizes[1], context) != -1 and _forced(spatial, first, context)",
+        "    return channels != -1 and force_equality(spatial, first, context)",
         "    return True",
     ),
     Mutant(
         "frame-of-any-sides",
         "slice_assignment._is_frame",
-        "    return found == wanted",
+        "    return found == frame.sides()",
         "    return bool(found)",
     ),
     Mutant(
@@ -748,15 +748,15 @@ MUTANTS = (
     ),
     Mutant(
         "pad-sides-swapped",
-        "convolutions._padded",
+        "windows._padded",
         "    before = tuple(reversed(numbers[0::2]))\n    after = tuple(reversed(numbers[1::2]))",
         "    before = tuple(reversed(numbers[1::2]))\n    after = tuple(reversed(numbers[0::2]))",
     ),
     Mutant(
         "one-pixel-pool-is-nothing",
-        "convolutions._pool",
-        "    if one_pixel and divisor in (None, 1):",
-        "    if one_pixel:",
+        "windows._Pooling.copies",
+        "not any(self.padding) and self.divisor in (None, 1)",
+        "not any(self.padding)",
     ),
     Mutant("dtypes-mix", "table.lift", "    if foreign is not None:", "    if False:"),
     Mutant(
@@ -783,8 +783,8 @@ MUTANTS = (
     Mutant(
         "instance-norm-weights-ignored",
         "norms._instance_norm",
-        "same = module.weight is None and isinstance(source, fx.Node)",
-        "same = isinstance(source, fx.Node)",
+        "same = module.weight is None",
+        "same = True",
     ),
     Mutant(
         "lasting-memory-overwritten-freely",
@@ -859,7 +859,7 @@ MUTANTS = (
         "False",
     ),
     Mutant("repeats-the-first-weights", "replication.Repetition._built", "self._other(origin.node)\n", "origin.node\n"),
-    Mutant("repeats-own-numbers", "replication.Repetition._map", "if top.own:", "if False:"),
+    Mutant("repeats-own-numbers", "replication.Repetition._map", "if top.is_given:", "if False:"),
     Mutant(
         "blocks-decide-by-others",
         "engine.Engine._strays",

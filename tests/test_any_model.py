@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import repfx
 from repfx.verification import count_operations
-from repfx.verification.equivalence import leaves
+from repfx.verification.calls import leaves
 from tests import hostile
 from tests.compiling import Net, conv
 from tests.ugly import UGLY, ConvNorm, Exits

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import repfx
 from repfx.errors import InputError
 from repfx.state import copied
-from repfx.verification.equivalence import leaves
+from repfx.verification.calls import leaves
 from tests import hostile
 from tests.truth import asking, between, caches, functions, memory, mixing, modes, randomness, returning
 from tests.truth.case import Case

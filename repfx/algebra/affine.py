@@ -16,7 +16,7 @@ This file holds the type and the operations that always succeed.  `repfx.algebra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, reduce, wraps
 from math import gcd
@@ -47,10 +47,34 @@ class Border:
     before: tuple[int, ...]
     free: tuple[bool, ...]
     longer: tuple[int, ...] = ()
+    filled: bool = False  # an operation fills a frame with a constant: it may be what is there anyhow, and no term left
 
     def __post_init__(self) -> None:
         given = self.longer or (0,) * len(self.free)
         object.__setattr__(self, "longer", tuple(0 if free else size for free, size in zip(self.free, given)))
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What a map reads beyond the border of the image: zeros, or what a padding mode of PyTorch's puts there."""
+
+    mode: str = ZEROS
+    laps: bool = False  # circular, and it may go round more than once, which torch's own refuses
+
+    @staticmethod
+    def shared(extensions: Sequence[Extension]) -> Extension:
+        """The extension of maps of one image, of which all that pad pad alike."""
+        modes = [extension.mode for extension in extensions if extension.mode != ZEROS]
+        return Extension(modes[0] if modes else ZEROS, any(extension.laps for extension in extensions))
+
+    def of(self, inner: Extension) -> Extension:
+        """The extension of a map that extends so what a map with the extension `inner` gives."""
+        mode = inner.mode if self.mode == ZEROS else self.mode
+        twice_around = self.mode == inner.mode == "circular"
+        return Extension(mode, self.laps or inner.laps or twice_around)
+
+
+_ALL = np.ones((), bool)  # taps in use, where nothing else is said
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,29 +96,37 @@ class AffineConv:
     inputs: tuple[AffineConv, ...] = field(repr=False)
     rule: Callable[[Sequence[Values]], Values] = field(repr=False)
     borders: tuple[Border, ...] = ()
-    padding_mode: str = ZEROS
+    extension: Extension = Extension()
     multiple: tuple[int, ...] = ()  # the input size is a multiple of this, or the original raises
     selection: Ints | None = field(default=None, repr=False)  # pure copies: output o is input selection[o]
-    constant_padding: bool = False  # padded by an operation of its own; a border term may vanish
     zoom: tuple[int, ...] = ()  # distance of neighbouring pixels in the spread input
-    laps: bool = False  # circular padding that may go round more than once, which torch's own refuses
-    uniform: bool = False  # all weights are one number: an average pooling as the user wrote it
-    own: bool = field(default=True, repr=False)  # the rule holds numbers that are no values of its inputs
-    support: NDArray[np.bool_] = field(default_factory=lambda: np.ones((), bool), repr=False)  # taps in use
+    support: NDArray[np.bool_] = field(default_factory=lambda: _ALL, repr=False)  # taps in use
 
     def __post_init__(self) -> None:
-        axes = len(self.kernel)
-        if not self.multiple:
-            object.__setattr__(self, "multiple", (1,) * axes)
-        if not self.zoom:
-            object.__setattr__(self, "zoom", (1,) * axes)
-        if self.support.shape != self.kernel:
+        self._complete()
+        violated = [rule for rule, holds in self._invariants() if not holds]
+        if violated:
+            raise AssertionError("; ".join(violated))
+        if not any(self.pads(axis) for axis in range(self.axes)):
+            object.__setattr__(self, "extension", Extension())  # what is not padded is padded in no particular way
+
+    def _complete(self) -> None:
+        """What is not said is the plain thing."""
+        ones = (1,) * self.axes
+        object.__setattr__(self, "multiple", self.multiple or ones)
+        object.__setattr__(self, "zoom", self.zoom or ones)
+        if self.support is _ALL:
             object.__setattr__(self, "support", np.ones(self.kernel, bool))
-        if not all(len(t) == axes for t in (self.before, self.stride, self.extent, self.multiple, self.zoom)):
-            raise AssertionError("one entry per spatial axis")
-        if self.padding_mode != ZEROS and not any(self.pads(axis) for axis in range(axes)):
-            object.__setattr__(self, "padding_mode", ZEROS)  # what is not padded is padded in no particular way
-            object.__setattr__(self, "laps", False)
+
+    def _invariants(self) -> Iterator[tuple[str, bool]]:
+        """What holds of every map."""
+        per_axis = [self.before, self.stride, self.extent, self.multiple, self.zoom]
+        per_axis += [window for border in self.borders for window in (border.kernel, border.before, border.free)]
+        yield "one entry per spatial axis", all(len(entries) == self.axes for entries in per_axis)
+        yield "one entry of the support per tap", self.support.shape == self.kernel
+        yield "a constant at the border is a constant", self.biased or not self.borders
+        yield "a spread input is not strided over", not self.is_zoomed or max(self.stride) == 1
+        yield "copies are per pixel and add nothing", self.selection is None or (self.is_pointwise and not self.biased)
 
     @property
     def axes(self) -> int:
@@ -106,7 +138,7 @@ class AffineConv:
         """Everything but the numbers: maps of equal structure are written back alike."""
         return _named((
             self.in_channels, self.incidence, self.kernel, self.before, self.stride, self.extent, self.biased,
-            self.borders, self.padding_mode, self.multiple, self.constant_padding, self.zoom, self.laps, self.uniform,
+            self.borders, self.extension, self.multiple, self.zoom,
             None if self.selection is None else self.selection.tobytes(), self.support.tobytes(),
         ))  # fmt: skip
 
@@ -146,12 +178,17 @@ class AffineConv:
     @cached_property
     def is_identity(self) -> bool:
         """Whether the output is the input, by structure."""
-        return (
-            self.selection is not None
-            and self.is_pointwise
-            and self.in_channels == self.out_channels
-            and np.array_equal(self.selection, np.arange(self.in_channels))
-        )
+        return self.selection is not None and np.array_equal(self.selection, np.arange(self.in_channels))
+
+    @property
+    def is_given(self) -> bool:
+        """Whether its numbers are the network's or a constant's, neither copies nor computed from other maps."""
+        return not self.inputs and self.selection is None
+
+    @property
+    def padding_mode(self) -> str:
+        """How the image is extended, in PyTorch's words."""
+        return self.extension.mode
 
     def values(self) -> Values:
         """Evaluate the numbers: planes (O, K, *kernel), bias (O,), one tensor per border term."""
@@ -208,7 +245,7 @@ def take(map_: AffineConv, outputs: Ints) -> AffineConv:
         )
 
     selection = None if map_.selection is None else map_.selection[outputs]
-    return replace(map_, incidence=incidence, inputs=(map_,), rule=rule, selection=selection, uniform=False, own=False)
+    return replace(map_, incidence=incidence, inputs=(map_,), rule=rule, selection=selection)
 
 
 def repeated(map_: AffineConv, times: int) -> AffineConv:
@@ -228,7 +265,6 @@ def repeated(map_: AffineConv, times: int) -> AffineConv:
         inputs=(map_,),
         rule=rule,
         selection=None,
-        own=False,
     )
 
 
@@ -240,7 +276,7 @@ def scaled(map_: AffineConv, factor: float) -> AffineConv:
         planes = multiplied(v.given, factor)
         return Values(planes, v.bias * factor, tuple(one * factor for one in v.ones))
 
-    return replace(map_, inputs=(map_,), rule=rule, selection=None, uniform=False, own=False)
+    return replace(map_, inputs=(map_,), rule=rule, selection=None)
 
 
 def restrict(map_: AffineConv, start: int, stop: int) -> AffineConv:
@@ -259,8 +295,6 @@ def restrict(map_: AffineConv, start: int, stop: int) -> AffineConv:
         inputs=(map_,),
         rule=rule,
         selection=None,
-        uniform=False,
-        own=False,
     )
 
 
@@ -271,7 +305,7 @@ def linear_part(map_: AffineConv) -> AffineConv:
         (v,) = values
         return Values(v.given, torch.zeros_like(v.bias))
 
-    return replace(map_, biased=False, borders=(), inputs=(map_,), rule=rule, own=False)
+    return replace(map_, biased=False, borders=(), inputs=(map_,), rule=rule)
 
 
 def over(map_: AffineConv, axes: int) -> AffineConv:
@@ -293,12 +327,9 @@ def over(map_: AffineConv, axes: int) -> AffineConv:
         extent=(-1,) * axes,
         multiple=(1,) * axes,
         zoom=(1,) * axes,
-        laps=False,
-        padding_mode=ZEROS,
-        support=np.ones((1,) * axes, bool),
+        support=_ALL,
         inputs=(map_,),
         rule=rule,
-        own=False,
     )
 
 
@@ -308,7 +339,7 @@ def without_vanishing_borders(map_: AffineConv) -> AffineConv:
     A border padded with a batch norm's own response to zero leaves one: its taps are the difference of
     two expressions that are equal.  Decided at random parameter values, never at the current weights.
     """
-    if not map_.borders or not map_.constant_padding:
+    if not any(border.filled for border in map_.borders):
         return map_
     with probing():
         values = map_.values()
@@ -319,7 +350,7 @@ def without_vanishing_borders(map_: AffineConv) -> AffineConv:
     def rule(given: Sequence[Values]) -> Values:
         return replace(given[0], ones=())
 
-    return replace(map_, borders=(), constant_padding=False, inputs=(map_,), rule=rule, own=False)
+    return replace(map_, borders=(), inputs=(map_,), rule=rule)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repfx.algebra.affine import ZEROS, AffineConv, Border
+from repfx.algebra.affine import ZEROS, AffineConv, Border, Extension
 from repfx.algebra.incidence import Incidence, Ints
 from repfx.algebra.values import Rows, Values, dilated, is_large
 
@@ -31,11 +31,13 @@ def from_conv(
     after: Sequence[int] = (),
     dilation: Sequence[int] = (),
     padding_mode: str = ZEROS,
+    laps: bool = False,
+    terms: Sequence[tuple[Border, Tensor]] = (),
 ) -> AffineConv:
     """A convolution (or, with no spatial axes, a Linear).
 
     `shape` is the weight's: (O, C/groups, *kernel).  `weight` and `bias` are called only when values
-    are wanted.
+    are wanted.  `terms` are its border terms, each with its taps (O, *kernel); `laps` as in `Extension`.
     """
     outputs, width, *taps = shape
     kernel = tuple(d * (k - 1) + 1 for k, d in zip(taps, dilation))
@@ -49,7 +51,8 @@ def from_conv(
             planes = Rows((outputs, width, *kernel), given.device, lambda part, out: out.copy_(given[part]), written)
         else:
             planes = dilated(given.double(), dilation, 2)
-        return Values(planes, zeros if bias is None else bias().double())
+        ones = tuple(taps.double() for _, taps in terms)
+        return Values(planes, zeros if bias is None else bias().double(), ones)
 
     return AffineConv(
         in_channels=width * groups,
@@ -58,10 +61,11 @@ def from_conv(
         before=tuple(before),
         stride=tuple(stride),
         extent=tuple(b + a - k for b, a, k in zip(before, after, kernel)),
-        biased=bias is not None,
+        biased=bias is not None or len(terms) > 0,
         inputs=(),
         rule=rule,
-        padding_mode=padding_mode if any(before) or any(after) else ZEROS,
+        borders=tuple(border for border, _ in terms),
+        extension=Extension(padding_mode, laps),
         support=_dilated_support(taps, dilation),
     )
 
@@ -157,7 +161,7 @@ def select(channels: int, indices: Ints, axes: int) -> AffineConv:
         planes = torch.ones(len(indices), 1, *(1,) * axes, dtype=torch.float64)
         return Values(planes, torch.zeros(len(indices), dtype=torch.float64))
 
-    return _depthwise(channels, indices, axes, rule, biased=False, selection=np.asarray(indices), own=False)
+    return _depthwise(channels, indices, axes, rule, biased=False, selection=np.asarray(indices))
 
 
 def pad_constant(channels: int, before: Sequence[int], after: Sequence[int], value: float) -> AffineConv:
@@ -171,7 +175,7 @@ def pad_values(
 ) -> AffineConv:
     """Extend the image by one constant per channel, (C,) or a scalar; None: zeros."""
     axes = len(before)
-    border = Border((1,) * axes, tuple(before), (False,) * axes)
+    border = Border((1,) * axes, tuple(before), (False,) * axes, filled=True)
 
     def rule(_: Sequence[Values]) -> Values:
         constant = torch.zeros(()) if values is None else values()
@@ -190,7 +194,6 @@ def pad_values(
         inputs=(),
         rule=rule,
         borders=() if values is None else (border,),
-        constant_padding=True,
     )
 
 
@@ -200,7 +203,7 @@ def pool_average(
     """Average pooling whose divisor counts the padding: a depthwise convolution of equal taps."""
     shape = (channels, 1, *kernel)
     value = 1.0 / (divisor or prod(kernel))
-    plain = from_conv(
+    return from_conv(
         lambda: torch.full(shape, value, dtype=torch.float64),
         None,
         shape=shape,
@@ -210,7 +213,6 @@ def pool_average(
         after=padding,
         dilation=(1,) * len(kernel),
     )
-    return replace(plain, uniform=True)
 
 
 def pixel_unshuffle(channels: int, factor: int) -> AffineConv:
@@ -255,7 +257,6 @@ def _depthwise(
     *,
     biased: bool,
     selection: Ints | None = None,
-    own: bool = True,
 ) -> AffineConv:
     return AffineConv(
         in_channels=channels,
@@ -268,27 +269,13 @@ def _depthwise(
         inputs=(),
         rule=rule,
         selection=selection,
-        own=own,
     )
 
 
 def pad_by(channels: int, before: Sequence[int], after: Sequence[int], mode: str) -> AffineConv:
     """Extend the image by "reflect", "replicate" or "circular": one tap on the extended image."""
     plain = pad_constant(channels, before, after, 0.0)
-    return replace(plain, padding_mode=mode)
-
-
-def with_borders(map_: AffineConv, terms: Sequence[tuple[Border, Tensor]]) -> AffineConv:
-    """The map plus border terms, each with its taps (O, *kernel)."""
-    if not terms:
-        return map_
-    borders = tuple(border for border, _ in terms)
-
-    def rule(values: Sequence[Values]) -> Values:
-        (v,) = values
-        return Values(v.given, v.bias, tuple(taps.double() for _, taps in terms))
-
-    return replace(map_, inputs=(map_,), rule=rule, borders=borders, biased=True, own=True)
+    return replace(plain, extension=Extension(mode))
 
 
 def crop(channels: int, starts: Sequence[int], strides: Sequence[int], extents: Sequence[int]) -> AffineConv:

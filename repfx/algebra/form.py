@@ -19,7 +19,7 @@ from math import gcd, prod
 import numpy as np
 
 from repfx.algebra.affine import REMEMBERED, ZEROS, AffineConv, Grid, grid_of, times, transposed_padding
-from repfx.algebra.incidence import Ints
+from repfx.algebra.incidence import Incidence, Ints
 from repfx.decline import Decline
 
 
@@ -94,14 +94,13 @@ class Form:
         if self.kind in (Kind.IDENTITY, Kind.SCALE, Kind.COPY):
             return f"{self.kind.value} of {self.out_channels} channels"
         text = f"{self.kind.value} {self.in_channels}->{self.out_channels}"
-        if self.kernel:
-            text += f" {times(self.kernel)}"
-        if any(s != 1 for s in self.stride):
-            text += f" stride {times(self.stride)}"
-        if any(d != 1 for d in self.dilation):
-            text += f" dilation {times(self.dilation)}"
-        if self.groups > 1:
-            text += f" groups {self.groups}"
+        ones = (1,) * len(self.kernel)
+        numbers = [
+            (times(self.kernel), self.kernel != ()),
+            (f"stride {times(self.stride)}", self.stride != ones),
+            (f"dilation {times(self.dilation)}", self.dilation != ones),
+            (f"groups {self.groups}", self.groups > 1),
+        ]
         extras = [
             ("sliced inputs", self.gather is not None and not self.gathers),
             ("gathered inputs", self.gathers),
@@ -109,7 +108,8 @@ class Form:
             ("border term", bool(self.borders)),
             ("channel order", self.order is not None),
         ]
-        return " + ".join([text, *(name for name, present in extras if present)])
+        said = [text, *(words for words, present in numbers if present)]
+        return " + ".join([" ".join(said), *(name for name, present in extras if present)])
 
 
 _KNOWN: dict[Hashable, Form] = {}
@@ -126,52 +126,61 @@ def form_of(map_: AffineConv) -> Form:
 
 
 def _derived(map_: AffineConv) -> Form:
-    copied = _copy_form(map_)
-    if copied is not None:
-        return copied
-    depthwise_in_place = map_.in_channels == map_.out_channels and map_.incidence.one_to_one
-    if map_.is_pointwise and depthwise_in_place and not map_.borders:
+    if map_.selection is not None:
+        return _copy_form(map_, map_.selection)
+    if _is_scale(map_):
         return Form(Kind.SCALE, map_.in_channels, map_.out_channels, biased=True)
-    gather, groups, order = _blocks(map_)
-    grid = grid_of(map_)
-    kernel, first, dilation = grid.taps, grid.first, grid.dilation
-    inputs = map_.in_channels if gather is None else len(gather)
-    if map_.is_zoomed:
-        return _transposed(map_, grid, gather, groups, order)
-    last = [f + d * (k - 1) + 1 for f, d, k in zip(first, dilation, kernel)]
+    blocks, grid = _blocks(map_), grid_of(map_)
+    return _transposed(map_, grid, blocks) if map_.is_zoomed else _convolution(map_, grid, blocks)
+
+
+def _is_scale(map_: AffineConv) -> bool:
+    """Whether every channel is scaled and shifted, and that is all."""
+    in_place = map_.in_channels == map_.out_channels and map_.incidence.one_to_one
+    return map_.is_pointwise and in_place and not map_.borders
+
+
+def _copy_form(map_: AffineConv, selection: Ints) -> Form:
+    if map_.is_identity:
+        return Form(Kind.IDENTITY, map_.in_channels, map_.out_channels)
+    return Form(Kind.COPY, map_.in_channels, map_.out_channels, gather=selection)
+
+
+def _convolution(map_: AffineConv, grid: Grid, blocks: _Blocks) -> Form:
+    last = [f + d * (k - 1) + 1 for f, d, k in zip(grid.first, grid.dilation, grid.taps)]
     pads = tuple(
-        (b - f, e + end - b) for b, f, e, end in zip(map_.before, first, map_.extent, last)
+        (b - f, e + end - b) for b, f, e, end in zip(map_.before, grid.first, map_.extent, last)
     )  # fmt: skip
     return Form(
         Kind.CONV if map_.axes else Kind.LINEAR,
-        inputs,
+        blocks.inputs(map_),
         map_.out_channels,
-        groups=groups,
-        kernel=kernel,
-        first=first,
-        dilation=dilation,
+        groups=blocks.groups,
+        kernel=grid.taps,
+        first=grid.first,
+        dilation=grid.dilation,
         stride=map_.stride,
         pads=pads,
         padding_mode=map_.padding_mode,
-        laps=map_.laps,
+        laps=map_.extension.laps,
         biased=map_.biased,
         borders=len(map_.borders),
         border_parameters=sum(map_.out_channels * prod(b.kernel) for b in map_.borders),
-        gather=gather,
-        order=order,
+        gather=blocks.gather,
+        order=blocks.order,
     )
 
 
-def _transposed(map_: AffineConv, grid: Grid, gather: Ints | None, groups: int, order: Ints | None) -> Form:
+def _transposed(map_: AffineConv, grid: Grid, blocks: _Blocks) -> Form:
     found = transposed_padding(map_)
     assert not isinstance(found, Decline), "checked when the map was made"
     assert not map_.borders
     more = tuple(m for _, m in found)
     return Form(
         Kind.TRANSPOSED,
-        map_.in_channels if gather is None else len(gather),
+        blocks.inputs(map_),
         map_.out_channels,
-        groups=groups,
+        groups=blocks.groups,
         kernel=grid.taps,
         first=grid.first,
         # one tap has any dilation; torch wants one larger than the output padding
@@ -180,8 +189,8 @@ def _transposed(map_: AffineConv, grid: Grid, gather: Ints | None, groups: int, 
         output_padding=more,
         pads=tuple((p, p) for p, _ in found),
         biased=map_.biased,
-        gather=gather,
-        order=order,
+        gather=blocks.gather,
+        order=blocks.order,
     )
 
 
@@ -190,36 +199,55 @@ def contiguous(indices: Ints) -> bool:
     return len(indices) > 0 and bool(np.all(np.diff(indices) == 1))
 
 
-def _copy_form(map_: AffineConv) -> Form | None:
-    if map_.selection is None or not map_.is_pointwise:
-        return None
-    kind = Kind.IDENTITY if map_.is_identity else Kind.COPY
-    gather = None if map_.is_identity else map_.selection
-    return Form(kind, map_.in_channels, map_.out_channels, gather=gather)
+@dataclass(frozen=True)
+class _Blocks:
+    """How channels are grouped: see the module docstring."""
+
+    groups: int
+    gather: Ints | None = None  # inputs to read, in this order; None: all, in order
+    order: Ints | None = None  # of the outputs; None: in order
+
+    def inputs(self, map_: AffineConv) -> int:
+        """How many channels the convolution reads."""
+        return map_.in_channels if self.gather is None else len(self.gather)
 
 
-def _blocks(map_: AffineConv) -> tuple[Ints | None, int, Ints | None]:
-    """(inputs to gather, groups, output order): see the module docstring."""
-    incidence, inputs, outputs = map_.incidence, map_.in_channels, map_.out_channels
+def _blocks(map_: AffineConv) -> _Blocks:
+    incidence = map_.incidence
     if not map_.axes:
-        return None, 1, None  # a Linear has no groups
-    sizes = np.bincount(incidence.classes, minlength=len(incidence.sets))
+        return _Blocks(1)  # a Linear has no groups
+    if _has_equal_blocks(incidence):
+        flat, order = incidence.sets.reshape(-1), np.argsort(incidence.classes, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(map_.out_channels)
+        return _Blocks(len(incidence.sets), _unless_in_order(flat, map_.in_channels), _unless_in_order(place))
+    if incidence.is_depthwise and (incidence.sizes == 1).all():
+        return _Blocks(map_.out_channels, incidence.firsts)
+    return _contiguous_blocks(map_)
+
+
+def _has_equal_blocks(incidence: Incidence) -> bool:
+    """Whether the read sets are disjoint, of one size, and read by equally many outputs each."""
+    readers = np.bincount(incidence.classes, minlength=len(incidence.sets))
     flat = incidence.sets.reshape(-1)
     disjoint = (incidence.sizes == incidence.width).all() and len(np.unique(flat)) == len(flat)
-    if disjoint and (sizes == sizes[0]).all():
-        gather = None if np.array_equal(flat, np.arange(inputs)) else flat
-        order = np.argsort(incidence.classes, kind="stable")
-        place = np.empty_like(order)
-        place[order] = np.arange(outputs)
-        return gather, len(incidence.sets), None if np.array_equal(place, np.arange(outputs)) else place
-    if incidence.is_depthwise and (incidence.sizes == 1).all():
-        return incidence.firsts, outputs, None
-    reads = incidence.reads
-    used = inputs if len(reads) == 0 or len(reads) == inputs else len(reads)
-    rank = np.arange(inputs) if used == inputs else np.searchsorted(reads, np.arange(inputs))
+    return bool(disjoint and (readers == readers[0]).all())
+
+
+def _unless_in_order(indices: Ints, count: int | None = None) -> Ints | None:
+    """An index of so many channels; None where it is all of them in order."""
+    return None if np.array_equal(indices, np.arange(len(indices) if count is None else count)) else indices
+
+
+def _contiguous_blocks(map_: AffineConv) -> _Blocks:
+    """The most groups of neighbouring channels that read only each other."""
+    inputs, outputs, reads = map_.in_channels, map_.out_channels, map_.incidence.reads
+    used = len(reads) or inputs
+    gather = None if used == inputs else reads
+    rank = np.arange(inputs) if gather is None else np.searchsorted(gather, np.arange(inputs))
     for groups in _divisors(gcd(used, outputs)):
         if _fits(map_, rank, used // groups, outputs // groups):
-            return None if used == inputs else reads, groups, None
+            return _Blocks(groups, gather)
     raise AssertionError("one group always fits")
 
 

@@ -101,22 +101,31 @@ def composed(
     `via`; `out` = reads.after(via).  Output classes of equal shape are computed in one batch.  `copying` says that
     all numbers of the inner map are one.
     """
-    k2, k1 = outer.shape[2:], inner.shape[2:]
-    if reads.width == 1 and all(k == 1 for k in k2):
-        # one middle channel at one tap: a scaled copy
-        scale = outer.planes.reshape(-1, 1, *(1 for _ in k1))
-        if reads.one_to_one and reads.outputs == via.outputs:
-            return multiplied(inner.given, scale)
-        return _spread(_picked(inner.planes, reads) * scale, out.width)
-    scaled = _scaled(reads, via) if all(k == 1 for k in k1) else None
+    one_channel, one_tap = reads.width == 1, prod(outer.shape[2:]) == 1
+    if one_channel and one_tap:
+        return _scaled_copies(outer, reads, inner, via, out.width)
+    scaled = _scaled(reads, via) if prod(inner.shape[2:]) == 1 else None
     if scaled is not None:
         return _of_copies(outer, inner, scaled, out.width, stride, copying=copying)
-    if reads.width == 1:
-        block = _picked(inner.planes, reads)  # (O, U, *k1): what each output reads
-        if all(a == 1 or b == 1 for a, b in zip(k2, k1)):
-            return _spread(dilated(outer.planes, stride, 2) * block, out.width)
-        return _spread(mixed(outer.planes[:, None], block[:, None], stride)[:, 0], out.width)
+    if one_channel:
+        return _of_single_channels(outer, reads, inner, out.width, stride)
     return _by_blocks(outer.planes, reads, inner.planes, via, out, stride)
+
+
+def _scaled_copies(outer: Values, reads: Incidence, inner: Values, via: Incidence, width: int) -> Tensor | Rows:
+    """Planes where each output is one middle channel at one tap, scaled."""
+    scale = outer.planes.reshape(-1, 1, *(1 for _ in inner.shape[2:]))
+    if reads.one_to_one and reads.outputs == via.outputs:
+        return multiplied(inner.given, scale)
+    return _spread(_picked(inner.planes, reads) * scale, width)
+
+
+def _of_single_channels(outer: Values, reads: Incidence, inner: Values, width: int, stride: Sequence[int]) -> Tensor:
+    """Planes where each output reads one middle channel at several taps."""
+    block = _picked(inner.planes, reads)  # (O, U, *k1): what each output reads
+    if all(a == 1 or b == 1 for a, b in zip(outer.shape[2:], inner.shape[2:])):
+        return _spread(dilated(outer.planes, stride, 2) * block, width)
+    return _spread(mixed(outer.planes[:, None], block[:, None], stride)[:, 0], width)
 
 
 def _picked(planes: Tensor, reads: Incidence) -> Tensor:

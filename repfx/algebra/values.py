@@ -241,16 +241,7 @@ class Expression(Protocol):
 
 def evaluate(root: Expression) -> Values:
     """Values of `root`; every shared input is computed once and dropped after its last use."""
-    remaining: dict[int, int] = {}
-    seen = {id(root)}
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        for child in node.inputs:
-            remaining[id(child)] = remaining.get(id(child), 0) + 1
-            if id(child) not in seen:
-                seen.add(id(child))
-                stack.append(child)
+    remaining = _uses(root)
     done: dict[int, Values] = {}
     work: list[tuple[Expression, bool]] = [(root, False)]
     while work:
@@ -267,6 +258,19 @@ def evaluate(root: Expression) -> Values:
             if remaining[id(child)] == 0:
                 del done[id(child)]
     return done[id(root)]
+
+
+def _uses(root: Expression) -> dict[int, int]:
+    """How many times each input is read on the way to `root`, by identity."""
+    uses: dict[int, int] = {}
+    stack = [root]
+    while stack:
+        for child in stack.pop().inputs:
+            if id(child) not in uses:
+                uses[id(child)] = 0
+                stack.append(child)
+            uses[id(child)] += 1
+    return uses
 
 
 def trailing(items: Iterable[int | slice]) -> Any:

@@ -7,132 +7,124 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 
-from repfx.algebra import AffineConv, constructors
-from repfx.decline import Decline, Reason
-from repfx.graph import Affine, Context, Op, Opaque, OpKind, Sum, argument, operation_of
+from repfx.algebra import constructors
+from repfx.decline import Reason
+from repfx.graph import Affine, Context, Op, Opaque, OpKind, Sum, argument, name_of, operation_of
+from repfx.lifting.rules import (
+    OtherCallError,
+    as_value,
+    as_values,
+    as_whole,
+    as_wholes,
+    asked,
+    known,
+    per_channel,
+    source_of,
+)
+
+_Lazy = Callable[[], Tensor]
+
+
+def _is_value(x: object, context: Context) -> TypeGuard[fx.Node]:
+    """Whether an operand depends on the input."""
+    return isinstance(x, fx.Node) and not context.constants.is_constant(x)
+
+
+def _number(x: object) -> float:
+    if not isinstance(x, int | float):
+        raise OtherCallError
+    return float(x)
+
+
+# --- two operands -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Formula:
+    """What a constant c does to a value x: factor x + sign c, or x c, or x / c."""
+
+    factor: float = 1.0
+    sign: float = 1.0
+    multiplies: bool = False
+    divides: bool = False
+
+    def by_number(self, constant: float) -> tuple[float, float]:
+        """(scale, shift) for a constant that is a number."""
+        if self.divides:
+            return 1.0 / constant, 0.0
+        return (constant, 0.0) if self.multiplies else (self.factor, self.sign * constant)
+
+    def by_tensor(self, read: _Lazy) -> tuple[_Lazy | None, _Lazy | None]:
+        """(scale, shift) for a constant tensor, of one value or one per channel."""
+        if self.divides:
+            return (lambda: 1.0 / read().reshape(-1)), None
+        if self.multiplies:
+            return (lambda: read().reshape(-1)), None
+        scale = None if self.factor == 1.0 else (lambda: torch.tensor(self.factor, dtype=torch.float64))
+        return scale, (lambda: read().reshape(-1) * self.sign)
 
 
 def _sum(node: fx.Node, context: Context, sign: float) -> Op | None:
     a, b = argument(node, 0, "input"), argument(node, 1, "other")
-    alpha = argument(node, 2, "alpha", 1)
-    if not isinstance(alpha, int | float) or (len(node.args) > 2 and not isinstance(node.args[2], int | float)):
-        return None
-    factor = sign * float(alpha)
-    values = [v for v in (a, b) if isinstance(v, fx.Node) and not context.constants.is_constant(v)]
-    if len(values) == 2:
-        assert isinstance(a, fx.Node)
-        assert isinstance(b, fx.Node)
+    factor = sign * _number(argument(node, 2, "alpha", 1))
+    if _is_value(a, context) and _is_value(b, context):
         if not _same_shape(a, b, context):
             return Opaque(inputs=_channelwise_operands(a, b, context))
         return Sum(((a, 1.0), (b, factor)))
-    if len(values) != 1:
-        return None
-    value = values[0]
-    own, constant, constant_sign = (1.0, b, factor) if value is a else (factor, a, 1.0)
-    if isinstance(constant, int | float):
-        return Sum(((value, own),), shift=constant_sign * float(constant))
-    return _by_constant(node, value, context, None, constant, own, constant_sign)
+    if _is_value(a, context):
+        return _with_constant(node, a, b, _Formula(sign=factor), context)
+    return _with_constant(node, _value(b, context), a, _Formula(factor=factor), context)
 
 
 def _product(node: fx.Node, context: Context, *, divide: bool) -> Op | None:
     a, b = argument(node, 0, "input"), argument(node, 1, "other")
     if argument(node, 2, "rounding_mode") is not None:
         return None
-    values = [v for v in (a, b) if isinstance(v, fx.Node) and not context.constants.is_constant(v)]
-    if len(values) == 2:
-        assert isinstance(a, fx.Node)
-        assert isinstance(b, fx.Node)
+    if _is_value(a, context) and _is_value(b, context):
         return Opaque(inputs=_channelwise_operands(a, b, context))
-    if len(values) != 1 or (divide and values[0] is b):
-        return None
-    value, constant = values[0], b if values[0] is a else a
-    if isinstance(constant, int | float):
-        if divide and constant == 0:
-            return None
-        return Sum(((value, 1.0 / constant if divide else float(constant)),))
-    return _by_constant(node, value, context, constant, None, 1.0, 1.0, divide=divide)
+    if divide:
+        return None if b == 0 else _with_constant(node, _value(a, context), b, _Formula(divides=True), context)
+    value, constant = (a, b) if _is_value(a, context) else (b, a)
+    return _with_constant(node, _value(value, context), constant, _Formula(multiplies=True), context)
 
 
-def _by_constant(
-    node: fx.Node,
-    value: fx.Node,
-    context: Context,
-    factor: object,
-    shift: object,
-    own: float,
-    sign: float,
-    *,
-    divide: bool = False,
-) -> Op | None:
-    """value * factor, or own * value + sign * shift, with a constant tensor."""
-    constant = factor if factor is not None else shift
-    if not isinstance(constant, fx.Node):
-        return None  # sizes put together, not values
-    shape = context.constants.shape(constant)
-    lazy = context.tensor(constant)
-    if shape is None or lazy is None:
-        return None
-    rank = context.shapes.rank(value)
-    channels = max(shape, default=1)
-    sizes = context.shapes.of(value) or ()
-    spread = any(own == 1 != wanted for own, wanted in zip(reversed(sizes), reversed(shape)))
-    if rank is not None and (len(shape) > rank or spread):
-        return context.declined(node, "spreads a value over a constant of more axes or larger size")
-    if sum(s != 1 for s in shape) > 1:
-        return context.declined(node, "its constant varies over the image; that is no single value per channel")
-    if rank is None and len(shape) > 1 and (channels == 1 or shape[-1] != 1):
-        fact = f"its constant has {len(shape)} axes; whether its value has as many is not known"
-        return context.declined(node, fact, "pass example_inputs", Reason.UNKNOWN_FACT)
-    if channels == 1:
-        return _uniform(value, rank, lazy, factor is not None, own, sign, divide)
-    place = next(i for i, s in enumerate(shape) if s != 1) - len(shape)  # counted from the end
-    if rank is not None and rank + place == 1 and rank >= 2:
-        axes = rank - 2
-    elif place == -1:
-        axes = 0
-    elif rank is None and len(shape) >= 2 and place < -1:
-        axes = -place - 1
-    else:
-        return context.declined(node, "its constant varies over the image; that is no single value per channel")
-
-    def scale() -> Tensor:
-        number = lazy().reshape(-1)
-        return 1.0 / number if divide else number
-
-    def moved() -> Tensor:
-        return lazy().reshape(-1) * sign
-
-    own_scale = None if own == 1.0 else (lambda: torch.tensor(own, dtype=torch.float64))
-    map_ = constructors.pointwise(
-        channels, axes, scale if factor is not None else own_scale, moved if factor is None else None
-    )
-    return Affine(value, axes, lambda _, __: map_)
+def _value(x: object, context: Context) -> fx.Node:
+    """An operand that depends on the input."""
+    if not _is_value(x, context):
+        raise OtherCallError
+    return x
 
 
-def _uniform(
-    value: fx.Node, rank: int | None, lazy: Callable[[], Tensor], scales: bool, own: float, sign: float, divide: bool
-) -> Op:
-    """A constant of one element: the same over any number of axes."""
+def _reversed_difference(node: fx.Node, context: Context) -> Op | None:
+    """torch.rsub(a, b, alpha) = b - alpha a."""
+    a, b, alpha = source_of(node), argument(node, 1, "other"), _number(argument(node, 2, "alpha", 1))
+    if not _is_value(b, context):
+        return _with_constant(node, a, b, _Formula(factor=-alpha), context)
+    if context.constants.is_constant(a) or not _same_shape(a, b, context):
+        return Opaque()
+    return Sum(((b, 1.0), (a, -alpha)))
 
-    def scale() -> Tensor:
-        number = lazy().reshape(())
-        return 1.0 / number if divide else number
 
-    def build(axes: int, channels: int | None) -> AffineConv | Decline:
-        if channels is None:
-            return Decline(Reason.UNKNOWN_FACT, "its channel count is not known", remedy="pass example_inputs")
-        own_scale = None if own == 1.0 else (lambda: torch.tensor(own, dtype=torch.float64))
-        if scales:
-            return constructors.pointwise(channels, axes, scale, None)
-        return constructors.pointwise(channels, axes, own_scale, lambda: lazy().reshape(()) * sign)
+def _interpolated(node: fx.Node, context: Context) -> Op | None:
+    """torch.lerp(a, b, w) = (1 - w) a + w b, for a number w; a tensor is written out by `repfx.capture.spelling`."""
+    a, b, w = source_of(node), as_value(argument(node, 1, "end")), argument(node, 2, "weight")
+    if not isinstance(w, int | float):
+        return context.declined(node, "its weight is no number, and what it mixes cannot take it up")
+    if not _is_value(a, context) or not _is_value(b, context) or not _same_shape(a, b, context):
+        return context.declined(node, "mixes a value with something of another shape")
+    return Sum(((a, 1.0 - float(w)), (b, float(w))))
 
-    return Affine(value, None, build)
+
+def _accumulated(node: fx.Node, context: Context) -> Op | None:
+    """torch.addcmul and addcdiv: where they fold, `repfx.capture.spelling` has written them out."""
+    return context.declined(node, "multiplies two values, or one that cannot take the factor up")
 
 
 def _same_shape(a: fx.Node, b: fx.Node, context: Context) -> bool:
@@ -142,87 +134,113 @@ def _same_shape(a: fx.Node, b: fx.Node, context: Context) -> bool:
         return True  # checked again by the algebra: channel counts and output sizes must agree
     if len(left) != len(right):
         return False
-    return all(x == y or x is None or y is None for x, y in zip(left, right)) and not any(
-        (x == 1) != (y == 1) for x, y in zip(left[1:], right[1:])
-    )
+    agree = all(x == y or x is None or y is None for x, y in zip(left, right))
+    return agree and all((x == 1) == (y == 1) for x, y in zip(left[1:], right[1:]))
 
 
 def _channelwise_operands(a: fx.Node, b: fx.Node, context: Context) -> tuple[fx.Node, ...]:
+    """Which operands a channel order may pass through to: those with channels of their own."""
     left, right = context.shapes.size(a, 1), context.shapes.size(b, 1)
-    ranks = context.shapes.rank(a), context.shapes.rank(b)
-    if left is None or right is None or ranks[0] != ranks[1]:
+    if left is None or right is None or context.shapes.rank(a) != context.shapes.rank(b):
         return ()
     if left == right:
         return (a, b)
-    return (a,) if right == 1 else (b,) if left == 1 else ()
+    if right == 1:
+        return (a,)
+    return (b,) if left == 1 else ()
+
+
+# --- a value and a constant -------------------------------------------------------------------------
+
+_VARIES = "its constant varies over the image; that is no single value per channel"
+
+
+def _with_constant(node: fx.Node, value: fx.Node, constant: object, formula: _Formula, context: Context) -> Op | None:
+    """A formula of a value and a constant: a number, or a tensor with one value for each channel or for all."""
+    if isinstance(constant, int | float):
+        scale, shift = formula.by_number(float(constant))
+        return Sum(((value, scale),), shift=shift)
+    return _with_tensor(node, value, as_value(constant), formula, context)  # else sizes put together, not values
+
+
+def _with_tensor(node: fx.Node, value: fx.Node, constant: fx.Node, formula: _Formula, context: Context) -> Op:
+    shape, read = tuple(known(context.constants.shape(constant))), known(context.tensor(constant))
+    rank = context.shapes.rank(value)
+    if _spreads(value, shape, context):
+        return context.declined(node, "spreads a value over a constant of more axes or larger size")
+    if sum(size != 1 for size in shape) > 1:
+        return context.declined(node, _VARIES)
+    channels = max(shape, default=1)
+    if rank is None and len(shape) > 1 and (channels == 1 or shape[-1] != 1):
+        fact = f"its constant has {len(shape)} axes; whether its value has as many is not known"
+        return context.declined(node, fact, "pass example_inputs", Reason.UNKNOWN_FACT)
+    parts = formula.by_tensor(read)
+    if channels == 1:
+        return Affine(value, None, per_channel(lambda axes, count: constructors.pointwise(count, axes, *parts)))
+    axes = _axes_scaled(shape, rank)
+    if axes is None:
+        return context.declined(node, _VARIES)
+    map_ = constructors.pointwise(channels, axes, *parts)
+    return Affine(value, axes, lambda _, __: map_)
+
+
+def _spreads(value: fx.Node, shape: Sequence[int], context: Context) -> bool:
+    """Whether a constant is certainly larger than the value along some axis, so that it broadcasts the value."""
+    rank, sizes = context.shapes.rank(value), context.shapes.of(value) or ()
+    longer = any(own == 1 != wanted for own, wanted in zip(reversed(sizes), reversed(shape)))
+    return rank is not None and (longer or len(shape) > rank)
+
+
+def _axes_scaled(shape: Sequence[int], rank: int | None) -> int | None:
+    """Spatial axes of a value whose channels a constant varies over; None where it varies over other axes."""
+    behind = next(place for place, size in enumerate(reversed(shape)) if size != 1)
+    return behind if rank is None or behind in (0, rank - 2) else None
+
+
+# --- sums and means of a stack ----------------------------------------------------------------------
 
 
 def _reduced(node: fx.Node, context: Context, *, mean: bool) -> Op | None:
     """sum or mean: over a stack of values; a sum over the spatial axes is channel by channel."""
-    source, dims = argument(node, 0, "input"), argument(node, 1, "dim")
-    keep = argument(node, 2, "keepdim", False)
-    if not isinstance(source, fx.Node) or argument(node, 3, "dtype") is not None:
+    source, dims = source_of(node), argument(node, 1, "dim")
+    if argument(node, 3, "dtype") is not None:
         return None
-    parts = _stacked(source)
-    if parts is not None:
-        values, at = parts
-        if dims == at or dims == (at,) or dims == [at]:
-            if not keep:
-                weight = 1.0 / len(values) if mean else 1.0
-                return Sum(tuple((v, weight) for v in values))
-            return None
+    stack = asked(_stacked, source)
+    if stack is not None and stack.is_along(dims):
+        keep = argument(node, 2, "keepdim", False)
+        return None if keep else stack.reduced(mean=mean)
     if mean:
         return None  # over positions: see resampling
-    rank = context.shapes.rank(source)
-    wanted = (dims,) if isinstance(dims, int) else dims
-    if rank is None or not isinstance(wanted, tuple | list) or not all(isinstance(d, int) for d in wanted):
-        return Opaque()
-    if all(d % rank >= 2 for d in wanted):
-        return Opaque(inputs=(source,))
-    return Opaque()
+    return Opaque(inputs=(source,) if _is_spatial(dims, context.shapes.rank(source)) else ())
 
 
-def _stacked(node: fx.Node) -> tuple[tuple[fx.Node, ...], int] | None:
-    if node.op != "call_function" or getattr(node.target, "__name__", "") != "stack" or len(node.users) != 1:
-        return None
-    parts, dim = argument(node, 0, "tensors"), argument(node, 1, "dim", 0)
-    if not isinstance(parts, tuple | list) or not isinstance(dim, int):
-        return None
-    if not all(isinstance(p, fx.Node) for p in parts):
-        return None
-    return tuple(p for p in parts if isinstance(p, fx.Node)), dim
+def _is_spatial(dims: object, rank: int | None) -> bool:
+    """Whether these are axes behind the channels."""
+    axes = asked(as_wholes, dims)
+    return axes is not None and rank is not None and all(axis % rank >= 2 for axis in axes)
 
 
-def _reversed_difference(node: fx.Node, context: Context) -> Op | None:
-    """torch.rsub(a, b, alpha) = b - alpha a."""
-    a, b, alpha = argument(node, 0, "input"), argument(node, 1, "other"), argument(node, 2, "alpha", 1)
-    if not isinstance(a, fx.Node) or not isinstance(alpha, int | float):
-        return None
-    if isinstance(b, fx.Node) and not context.constants.is_constant(b):
-        if context.constants.is_constant(a) or not _same_shape(a, b, context):
-            return Opaque()
-        return Sum(((b, 1.0), (a, -float(alpha))))
-    if isinstance(b, int | float):
-        return Sum(((a, -float(alpha)),), shift=float(b))
-    return _by_constant(node, a, context, None, b, -float(alpha), 1.0)
+@dataclass(frozen=True)
+class _Stack:
+    """Values stacked along a new axis, for a reduction alone."""
+
+    values: tuple[fx.Node, ...]
+    axis: int
+
+    def is_along(self, dims: object) -> bool:
+        """Whether a reduction over these axes takes the stack away."""
+        return dims == self.axis or dims in ((self.axis,), [self.axis])
+
+    def reduced(self, *, mean: bool) -> Sum:
+        """The sum or mean of the values."""
+        weight = 1.0 / len(self.values) if mean else 1.0
+        return Sum(tuple((value, weight) for value in self.values))
 
 
-def _interpolated(node: fx.Node, context: Context) -> Op | None:
-    """torch.lerp(a, b, w) = (1 - w) a + w b, for a number w; a tensor is written out by `repfx.capture.spelling`."""
-    a, b, w = argument(node, 0, "input"), argument(node, 1, "end"), argument(node, 2, "weight")
-    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
-        return None
-    values = [v for v in (a, b) if not context.constants.is_constant(v)]
-    if not isinstance(w, int | float):
-        return context.declined(node, "its weight is no number, and what it mixes cannot take it up")
-    if len(values) != 2 or not _same_shape(a, b, context):
-        return context.declined(node, "mixes a value with something of another shape")
-    return Sum(((a, 1.0 - float(w)), (b, float(w))))
-
-
-def _accumulated(node: fx.Node, context: Context) -> Op | None:
-    """torch.addcmul and addcdiv: where they fold, `repfx.capture.spelling` has written them out."""
-    return context.declined(node, "multiplies two values, or one that cannot take the factor up")
+def _stacked(node: fx.Node) -> _Stack:
+    if node.op != "call_function" or name_of(node) != "stack" or len(node.users) != 1:
+        raise OtherCallError
+    return _Stack(as_values(argument(node, 0, "tensors")), as_whole(argument(node, 1, "dim", 0)))
 
 
 def _negated(node: fx.Node, context: Context) -> Op | None:

@@ -16,6 +16,15 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from repfx.graph import Alias, Context, Op, Opaque, Resampling, Resolution, argument, batches, size_read
+from repfx.lifting.rules import (
+    as_value,
+    as_whole,
+    as_wholes,
+    items_after,
+    known,
+    source_of,
+    spread_ellipsis,
+)
 
 Rule = Callable[[fx.Node, Context], Op | None]
 _SPATIAL = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}
@@ -28,51 +37,48 @@ def _resampled(
     return Resampling(source, dict(views).get, resolution, first, pinned) if views else None
 
 
-def _spatial(source: object, axes: int | None, resolution: Resolution) -> Op | None:
+def _over_all_axes(source: fx.Node, axes: int | None, resolution: Resolution) -> Op:
     """An operation over all spatial axes, of any number where `axes` is None."""
-    if not isinstance(source, fx.Node):
-        return None
     return Resampling(source, lambda n: n if n and axes in (None, n) else None, resolution, first=True)
 
 
 # --- resizing and pooling ---------------------------------------------------------------------------
 
 
-def _interpolated(source: object, size: object, factor: object, mode: object, context: Context) -> Op | None:
+def _interpolated(node: fx.Node, size: object, factor: object, mode: object, context: Context) -> Op | None:
     if mode not in _SPATIAL and mode not in _NEAREST:
         return Opaque()
-    factors = factor if isinstance(factor, tuple | list) else (factor,)
-    resolution = Resolution.UNKNOWN
-    if size is None and all(isinstance(f, int | float) for f in factors):
-        if all(f >= 1 for f in factors):
-            resolution = Resolution.HIGHER
-        elif all(f <= 1 for f in factors):
-            resolution = Resolution.LOWER
-    rank = context.shapes.rank(source) if isinstance(source, fx.Node) else None
+    source = source_of(node)
+    rank = context.shapes.rank(source)
     axes = _SPATIAL.get(str(mode), None if rank is None else rank - 2)
-    return _spatial(source, axes, resolution)
+    return _over_all_axes(source, axes, Resolution.UNKNOWN if size is not None else _resolution_of(factor))
+
+
+def _resolution_of(factor: object) -> Resolution:
+    """How many positions a resize by this factor, or these, makes of one."""
+    factors = factor if isinstance(factor, tuple | list) else (factor,)
+    if not all(isinstance(f, int | float) for f in factors):
+        return Resolution.UNKNOWN
+    if all(f >= 1 for f in factors):
+        return Resolution.HIGHER
+    return Resolution.LOWER if all(f <= 1 for f in factors) else Resolution.UNKNOWN
 
 
 def _upsample(node: fx.Node, module: Any, context: Context) -> Op | None:
     if type(module).forward is not nn.Upsample.forward:
         return context.declined(node, f"{type(module).__name__} overrides the upsampling's forward")
-    return _interpolated(argument(node, 0, "input"), module.size, module.scale_factor, module.mode, context)
+    return _interpolated(node, module.size, module.scale_factor, module.mode, context)
 
 
 def _interpolate(node: fx.Node, context: Context) -> Op | None:
-    mode = argument(node, 3, "mode", "nearest")
-    return _interpolated(
-        argument(node, 0, "input"), argument(node, 1, "size"), argument(node, 2, "scale_factor"), mode, context
-    )
+    size, factor = argument(node, 1, "size"), argument(node, 2, "scale_factor")
+    return _interpolated(node, size, factor, argument(node, 3, "mode", "nearest"), context)
 
 
-def _adaptive(axes: int) -> Callable[[fx.Node, object], Op | None]:
-    def rule(node: fx.Node, sizes: object) -> Op | None:
-        wanted = sizes if isinstance(sizes, tuple | list) else (sizes,)
-        shrinks = all(size in (1, None) for size in wanted)
-        return _spatial(argument(node, 0, "input"), axes, Resolution.LOWER if shrinks else Resolution.UNKNOWN)
-
-    return rule
+def _adaptive(node: fx.Node, axes: int, sizes: object) -> Op:
+    wanted = sizes if isinstance(sizes, tuple | list) else (sizes,)
+    shrinks = all(size in (1, None) for size in wanted)
+    return _over_all_axes(source_of(node), axes, Resolution.LOWER if shrinks else Resolution.UNKNOWN)
 
 
 def _adaptive_module(axes: int) -> Callable[[fx.Node, Any, Context], Op | None]:
@@ -81,25 +87,23 @@ def _adaptive_module(axes: int) -> Callable[[fx.Node, Any, Context], Op | None]:
     def rule(node: fx.Node, module: Any, context: Context) -> Op | None:
         if type(module).forward is not plain.forward:
             return context.declined(node, f"{type(module).__name__} overrides the pooling's forward")
-        return _adaptive(axes)(node, module.output_size)
+        return _adaptive(node, axes, module.output_size)
 
     return rule
 
 
 def _adaptive_function(axes: int) -> Rule:
-    return lambda node, _: _adaptive(axes)(node, argument(node, 1, "output_size"))
+    return lambda node, _: _adaptive(node, axes, argument(node, 1, "output_size"))
 
 
 # --- means and selections -----------------------------------------------------------------------------
 
 
-def _reduced(source: fx.Node, axes: Sequence[int], *, keep: bool, context: Context) -> Op | None:
+def _reduced(source: fx.Node, axes: Sequence[int], *, keep: bool, context: Context) -> Op:
     """One value per channel of what lies along these axes; not among them: the batch."""
     rank = context.shapes.rank(source)
-    if rank is None or not axes or not all(-rank <= a < rank for a in axes):
-        return Opaque()
-    gone = {a % rank for a in axes}
-    if 0 in gone:
+    gone = _positions(axes, rank)
+    if rank is None or not gone or 0 in gone:
         return Opaque()
     views = {}
     if rank - 1 not in gone:
@@ -109,50 +113,55 @@ def _reduced(source: fx.Node, axes: Sequence[int], *, keep: bool, context: Conte
     return _resampled(source, views, Resolution.LOWER, first=1 not in gone) or Opaque()
 
 
+def _positions(axes: Sequence[int], rank: int | None) -> set[int]:
+    """Axes counted from the front; none where one of them is none of the value's."""
+    if rank is None or not all(-rank <= axis < rank for axis in axes):
+        return set()
+    return {axis % rank for axis in axes}
+
+
 def _mean(node: fx.Node, context: Context) -> Op | None:
-    source, dims, keep = argument(node, 0, "input"), argument(node, 1, "dim"), argument(node, 2, "keepdim", False)
-    axes = (dims,) if isinstance(dims, int) else dims
-    if not isinstance(source, fx.Node) or not isinstance(axes, tuple | list) or node.kwargs.get("dtype") is not None:
-        return None
-    if not isinstance(keep, bool) or len(node.args) > 3 or not all(isinstance(a, int) for a in axes):
-        return None
-    return _reduced(source, [int(a) for a in axes], keep=keep, context=context)
+    source, axes, keep = source_of(node), as_wholes(argument(node, 1, "dim")), argument(node, 2, "keepdim", False)
+    plain = isinstance(keep, bool) and node.kwargs.get("dtype") is None and len(node.args) <= 3
+    return _reduced(source, axes, keep=keep, context=context) if plain else None
 
 
 def _getitem(node: fx.Node, context: Context) -> Op | None:
     """x[:, 0], one token; x[:, :, 0, 0], one pixel; x[:, :, None, None], a vector as one pixel."""
-    source, items = node.args
-    if not isinstance(source, fx.Node) or not isinstance(items, tuple):
+    source, given = as_value(node.args[0]), node.args[1]
+    if not isinstance(given, tuple):
         return None
-    rank = context.shapes.rank(source)
-    if rank is None:
-        return None
-    if Ellipsis in items:
-        place = items.index(Ellipsis)
-        fill = rank - sum(i is not None for i in items) + 1
-        items = (*items[:place], *(slice(None),) * fill, *items[place + 1 :])
-    whole = [i for i in items if isinstance(i, slice) and i == slice(None)]
-    chosen = [axis for axis, i in enumerate(items) if isinstance(i, int)]
-    if chosen and len(whole) + len(chosen) == len(items):
+    rank = known(context.shapes.rank(source))
+    items = spread_ellipsis(given, rank)
+    chosen = [axis for axis, item in enumerate(items) if isinstance(item, int)]
+    if chosen and _are_whole([item for item in items if not isinstance(item, int)]):
         return _reduced(source, chosen, keep=False, context=context)
-    if len(whole) == rank >= 2 and all(i is None for i in items[rank:]):
-        return _resampled(source, {rank - 2: len(items) - 2}, Resolution.SAME, first=True)
-    return None
+    if not _adds_axes_behind(items, rank):
+        return None
+    return _resampled(source, {rank - 2: len(items) - 2}, Resolution.SAME, first=True)
+
+
+def _adds_axes_behind(items: Sequence[object], rank: int) -> bool:
+    """Whether an index keeps all axes of a value, and adds some of size one."""
+    kept, more = items[:rank], items[rank:]
+    return len(kept) == rank >= 2 and _are_whole(kept) and all(item is None for item in more)
+
+
+def _are_whole(items: Sequence[object]) -> bool:
+    """Whether an index keeps everything along these axes."""
+    return all(isinstance(item, slice) and item == slice(None) for item in items)
 
 
 def _select(node: fx.Node, context: Context) -> Op | None:
-    source, dim = argument(node, 0, "input"), argument(node, 1, "dim")
-    if not isinstance(source, fx.Node) or not isinstance(dim, int):
-        return None
-    return _reduced(source, [dim], keep=False, context=context)
+    return _reduced(source_of(node), [as_whole(argument(node, 1, "dim"))], keep=False, context=context)
 
 
 # --- the same positions in another order or under other axes --------------------------------------------
 
 
-def _permuted(source: object, order: Sequence[int]) -> Op | None:
+def _permuted(source: fx.Node, order: Sequence[int]) -> Op | None:
     rank = len(order)
-    if not isinstance(source, fx.Node) or rank < 3:
+    if rank < 3:
         return None
     order = [d % rank for d in order]
     if order == list(range(rank)):
@@ -170,34 +179,27 @@ def _permuted(source: object, order: Sequence[int]) -> Op | None:
 
 def _permute(node: fx.Node, context: Context) -> Op | None:
     dims = argument(node, 1, "dims")
-    order = dims if isinstance(dims, tuple | list) else node.args[1:]
-    numbers = [d for d in order if isinstance(d, int)]
-    return _permuted(node.args[0], numbers) if numbers and len(numbers) == len(order) else None
+    return _permuted(as_value(node.args[0]), as_wholes(dims if isinstance(dims, tuple | list) else node.args[1:]))
 
 
 def _transpose(node: fx.Node, context: Context) -> Op | None:
-    source, a, b = argument(node, 0, "input"), argument(node, 1, "dim0"), argument(node, 2, "dim1")
-    rank = context.shapes.rank(source) if isinstance(source, fx.Node) else None
-    if rank is None or not isinstance(a, int) or not isinstance(b, int):
-        return None
-    order = list(range(rank))
+    source, a, b = source_of(node), as_whole(argument(node, 1, "dim0")), as_whole(argument(node, 2, "dim1"))
+    order = list(range(known(context.shapes.rank(source))))
     order[a], order[b] = order[b], order[a]
     return _permuted(source, order)
 
 
-def _flattened(source: object, start: object, end: object, context: Context) -> Op | None:
-    rank = context.shapes.rank(source) if isinstance(source, fx.Node) else None
-    if rank is None or not isinstance(source, fx.Node) or not isinstance(start, int) or not isinstance(end, int):
-        return None
-    start, end = start % rank, end % rank
-    if start == end:
+def _flattened(source: fx.Node, start: object, end: object, context: Context) -> Op | None:
+    rank = known(context.shapes.rank(source))
+    merged = as_whole(start) % rank, as_whole(end) % rank
+    if merged[0] == merged[1]:
         return Alias(source)
-    if (start, end) == (1, rank - 1):
+    if merged == (1, rank - 1):
         views = {rank - 2: 0} if _one_pixel(source, context) else {}
         return _resampled(source, views, Resolution.SAME, first=True)
-    if (start, end) == (2, rank - 1):
+    if merged == (2, rank - 1):
         return _resampled(source, {rank - 2: 1}, Resolution.SAME, first=True)
-    return _resampled(source, {0: 0} if end == rank - 2 else {}, Resolution.SAME, first=False)
+    return _resampled(source, {0: 0} if merged[1] == rank - 2 else {}, Resolution.SAME, first=False)
 
 
 def _one_pixel(source: fx.Node, context: Context) -> bool:
@@ -207,29 +209,26 @@ def _one_pixel(source: fx.Node, context: Context) -> bool:
 
 
 def _flatten(node: fx.Node, context: Context) -> Op | None:
-    end = argument(node, 2, "end_dim", -1)
-    return _flattened(argument(node, 0, "input"), argument(node, 1, "start_dim", 0), end, context)
+    start, end = argument(node, 1, "start_dim", 0), argument(node, 2, "end_dim", -1)
+    return _flattened(source_of(node), start, end, context)
 
 
 def _flatten_module(node: fx.Node, module: Any, context: Context) -> Op | None:
-    return _flattened(argument(node, 0, "input"), module.start_dim, module.end_dim, context)
+    return _flattened(source_of(node), module.start_dim, module.end_dim, context)
 
 
 def _squeeze(node: fx.Node, context: Context) -> Op | None:
-    source, dims = argument(node, 0, "input"), argument(node, 1, "dim")
-    axes = (dims,) if isinstance(dims, int) else dims
-    shape = context.structure.of(source) if isinstance(source, fx.Node) else None
-    if shape is None or not isinstance(source, fx.Node) or not isinstance(axes, tuple | list):
-        return None
-    if not all(isinstance(a, int) and -len(shape) <= a < len(shape) and shape[a] == 1 for a in axes):
+    source, axes = source_of(node), as_wholes(argument(node, 1, "dim"))
+    shape = known(context.structure.of(source))
+    if not all(-len(shape) <= axis < len(shape) and shape[axis] == 1 for axis in axes):
         return None  # squeezing an axis of another size does nothing
-    return _reduced(source, [int(a) for a in axes], keep=False, context=context)
+    return _reduced(source, axes, keep=False, context=context)
 
 
 def _unsqueeze(node: fx.Node, context: Context) -> Op | None:
-    source, dim = argument(node, 0, "input"), argument(node, 1, "dim")
-    rank = context.shapes.rank(source) if isinstance(source, fx.Node) else None
-    if rank is None or rank < 2 or not isinstance(source, fx.Node) or not isinstance(dim, int):
+    source, dim = source_of(node), as_whole(argument(node, 1, "dim"))
+    rank = known(context.shapes.rank(source))
+    if rank < 2:
         return None
     place = dim % (rank + 1)
     views = {}
@@ -242,24 +241,28 @@ def _unsqueeze(node: fx.Node, context: Context) -> Op | None:
 
 def _reshape(node: fx.Node, context: Context) -> Op | None:
     """A view that keeps the channel axis where it is, and whatever order the positions have."""
-    source = node.args[0]
-    sizes = node.args[1:] if len(node.args) != 2 or not isinstance(node.args[1], tuple | list) else node.args[1]
-    rank = context.shapes.rank(source) if isinstance(source, fx.Node) else None
-    if rank is None or rank < 2 or not isinstance(source, fx.Node) or not isinstance(sizes, tuple | list):
+    source, sizes = as_value(node.args[0]), items_after(node, 1)
+    rank = known(context.shapes.rank(source))
+    if rank < 2 or len(sizes) < 2:
         return None
-    if len(sizes) < 2:
-        return None
+    if _leaves_vectors(source, sizes, context):
+        return _resampled(source, {rank - 2: 0}, Resolution.SAME, first=True, pinned=sizes[1] != -1)
     batch = _keeps(sizes[0], source, 0, context)
-    vectors = len(sizes) == 2 and _one_pixel(source, context)
-    pinned = list(sizes[1:]) != [-1]
-    if vectors and (batch or (sizes[0] == -1 and _keeps(sizes[1], source, 1, context))):
-        return _resampled(source, {rank - 2: 0}, Resolution.SAME, first=True, pinned=pinned)
     views = {}
     if batch and _keeps(sizes[1], source, 1, context):
         views[rank - 2] = len(sizes) - 2
     if rank > 2 and (batch or sizes[0] == -1) and _keeps(sizes[-1], source, rank - 1, context):
         views[0] = 0
     return _resampled(source, views, Resolution.SAME, first=rank - 2 in views, pinned=True)
+
+
+def _leaves_vectors(source: fx.Node, sizes: Sequence[object], context: Context) -> bool:
+    """Whether (B, C, 1, ..., 1) becomes (B, C): one of the two is named, and the other one follows."""
+    if len(sizes) != 2 or not _one_pixel(source, context):
+        return False
+    if _keeps(sizes[0], source, 0, context):
+        return True
+    return sizes[0] == -1 and _keeps(sizes[1], source, 1, context)
 
 
 def _keeps(size: object, source: fx.Node, axis: int, context: Context) -> bool:

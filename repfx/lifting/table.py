@@ -1,14 +1,13 @@
 """Lifting: one table that says what each node of a traced graph computes.
 
-`lift(node, context)` looks the node's target up in the tables of this package's files and returns an
-operation of `repfx.graph.lifted.ops`.  A node that no table knows is `Opaque` without comment; a node that is known
-but not affine here (a batch norm that uses batch statistics, a pooling that clips) is `Opaque` with a
-`Decline`.
+`lift(node, context)` asks the rules for the node's target, in turn, and returns an operation of `repfx.graph`.  A rule
+has three answers besides an operation that it understands: `None`, the call is none of those that it is about, and the
+next rule is asked; `Opaque()`, nothing is known of it and nobody would ask why; `Opaque(decline)`, it is known, but is
+not affine here (a batch norm that uses batch statistics, a pooling that clips), and the report says why.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,43 +20,48 @@ from repfx.lifting import (
     convolutions,
     norms,
     rearranging,
+    refolding,
     resampling,
     reshaping,
     slice_assignment,
+    slicing,
+    windows,
 )
+from repfx.lifting.registry import OUTSIDE, Rules, in_turn
+from repfx.lifting.rules import ModuleRule, asked
 
-_Rule = Callable[[fx.Node, Context], Op | None]
-
-
-def _in_turn(*tables: Mapping[Any, _Rule]) -> dict[Any, tuple[_Rule, ...]]:
-    """The rules of all tables for each target, those of the first table first; the first that knows says what it is."""
-    merged: dict[Any, tuple[_Rule, ...]] = {}
-    for table in tables:
-        for target, rule in table.items():
-            merged[target] = (*merged.get(target, ()), rule)
-    return merged
-
-
-_MODULES = convolutions.MODULES | norms.MODULES | rearranging.MODULES | arithmetic.MODULES | resampling.MODULES
-_FUNCTIONS = _in_turn(
-    slice_assignment.FUNCTIONS,
-    arithmetic.FUNCTIONS,
-    reshaping.FUNCTIONS,
-    rearranging.FUNCTIONS,
-    norms.FUNCTIONS,
-    contractions.FUNCTIONS,
-    convolutions.FUNCTIONS,
-    resampling.FUNCTIONS,  # last: it reads what the others leave
+_MODULES: dict[type[nn.Module], ModuleRule] = {
+    **convolutions.MODULES,
+    **windows.MODULES,
+    **norms.MODULES,
+    **rearranging.MODULES,
+    **arithmetic.MODULES,
+    **resampling.MODULES,
+}
+_OURS = Rules(
+    modules={kind: (rule,) for kind, rule in _MODULES.items()},
+    functions=in_turn(
+        slice_assignment.FUNCTIONS,
+        arithmetic.FUNCTIONS,
+        reshaping.FUNCTIONS,
+        refolding.FUNCTIONS,
+        slicing.FUNCTIONS,
+        rearranging.FUNCTIONS,
+        norms.FUNCTIONS,
+        contractions.FUNCTIONS,
+        convolutions.FUNCTIONS,
+        windows.FUNCTIONS,
+        resampling.FUNCTIONS,  # last: it reads what the others leave
+    ),
+    methods=in_turn(
+        contractions.METHODS,
+        arithmetic.METHODS,
+        reshaping.METHODS,
+        refolding.METHODS,
+        rearranging.METHODS,
+        resampling.METHODS,
+    ),
 )
-_METHODS = _in_turn(
-    contractions.METHODS, arithmetic.METHODS, reshaping.METHODS, rearranging.METHODS, resampling.METHODS
-)
-
-
-@functools.lru_cache(maxsize=512)
-def _module_rule(of: type) -> Callable[[fx.Node, Any, Context], Op | None] | None:
-    """The first rule for modules of this type, or of one that it is derived from."""
-    return next((rule for kind, rule in _MODULES.items() if issubclass(of, kind)), None)
 
 
 def lift(node: fx.Node, context: Context) -> Op:
@@ -70,31 +74,41 @@ def lift(node: fx.Node, context: Context) -> Op:
     if foreign is not None:
         fact = f"computes with {foreign} tensors where the network's are {context.home}"
         return context.declined(node, fact, "convert the model to one real dtype first")
-    if node.op == "placeholder":
-        return Input()
-    if node.op == "call_module" and str(node.target) in context.whole:
+    match node.op:
+        case "placeholder":
+            return Input()
+        case "call_module":
+            return _of_module(node, context)
+        case "call_function":
+            rules = (*OUTSIDE.of_function(node.target), *_OURS.of_function(node.target), arithmetic.channelwise)
+        case "call_method":
+            name = str(node.target)
+            rules = (*OUTSIDE.methods.get(name, ()), *_OURS.methods.get(name, ()), arithmetic.channelwise)
+        case _:
+            return Opaque()
+    return _first_answer(rules, node, context)
+
+
+def _of_module(node: fx.Node, context: Context) -> Op:
+    if str(node.target) in context.whole:
         return Opaque()
-    for rule in _rules_for(node, context):
-        op = rule(node, context)
+    module = context.module(node)
+    kind = type(module)
+    ours = _OURS.of_module(kind) or (_channelwise,)
+    return _first_answer((*OUTSIDE.of_module(kind), *ours), node, module, context)
+
+
+def _channelwise(node: fx.Node, _: nn.Module, context: Context) -> Op | None:
+    return arithmetic.channelwise(node, context)
+
+
+def _first_answer(rules: tuple[Callable[..., Op | None], ...], *given: Any) -> Op:
+    """What the first rule says that is about the call."""
+    for rule in rules:
+        op: Op | None = asked(rule, *given)
         if op is not None:
             return op
     return Opaque()
-
-
-def _rules_for(node: fx.Node, context: Context) -> tuple[_Rule, ...]:
-    """The rules that may know a node, in turn."""
-    match node.op:
-        case "call_module":
-            module = context.module(node)
-            rule = _module_rule(type(module))  # type: ignore[arg-type]  # the hash is the type's, not its instances'
-            return (arithmetic.channelwise,) if rule is None else (lambda node, context: rule(node, module, context),)
-        case "call_function":
-            rules = _FUNCTIONS.get(node.target) or _FUNCTIONS.get(getattr(node.target, "__name__", ""), ())
-            return (*rules, arithmetic.channelwise)
-        case "call_method":
-            return (*_METHODS.get(str(node.target), ()), arithmetic.channelwise)
-        case _:
-            return ()
 
 
 def lift_graph(

@@ -79,9 +79,7 @@ def cost_of_map(map_: AffineConv) -> Cost:
 
 
 def cost_as_written(map_: AffineConv) -> Cost:
-    """Cost of the operation that the user wrote: a crop or a pad is a copy, a pooling multiplies nothing."""
-    if map_.uniform:
-        return Cost(heavy=1)
+    """Cost of the operation that the user wrote: a crop is a copy."""
     if map_.is_identity:
         return Cost(light=1)  # an operation nevertheless, if only a view
     if map_.is_zoomed:
@@ -115,6 +113,8 @@ def cost_of_node(lifted: LiftedGraph, node: fx.Node, axes: int) -> Cost:
             info = operation_of(node, lifted.root)
             if info is not None and info.kind is OpKind.PADDING:
                 return Cost(light=2 if map_.borders else 1)  # a value other than zero is filled in, then copied over
+            if info is not None and info.kind is OpKind.POOLING:
+                return Cost(heavy=1)  # it multiplies nothing
             return cost_as_written(map_) + Cost(light=1 if generates_weight(lifted, node) else 0)
         case Sum(terms=terms, shift=shift):
             scales = sum(factor not in (1.0, -1.0) for _, factor in terms)

@@ -141,7 +141,7 @@ class Repetition:
             if origin is not None:
                 self._maps[id(top)] = self._derived(origin)
                 continue
-            if top.own:
+            if top.is_given:
                 raise UnlikeError  # numbers of which nothing tells whose they are
             missing = [given for given in top.inputs if id(given) not in self._maps]
             if missing:

@@ -7,16 +7,17 @@ Sizes are tried from the smallest; what the model's own code accepts is an input
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from repfx.graph import modules_of
+from repfx.graph import argument, attribute, modules_of, name_of
 
 _SIDES = (8, 16, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384, 448, 512)
 _OTHER = ((5, 8), (3, 0), (16, 32), (32, 64), (0, 32))  # added to a height and a width: odd, not square, multiples
@@ -78,14 +79,16 @@ def other_sizes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tu
     for step in _OTHER:
         new = tuple(n + extra for n, extra in zip(old, itertools.cycle(reversed(step)), strict=False))
         new = new[::-1] if len(new) == 2 else new
-
-        def resized(x: Any, new: tuple[int, ...] = new) -> Any:
-            if not isinstance(x, Tensor) or x.dim() < 3 or tuple(x.shape[2:]) != old or not x.is_floating_point():
-                return x
-            shape = (*x.shape[:2], *new)
-            return torch.randn(shape, generator=generator, dtype=torch.float64).to(x.device, x.dtype)
-
+        resized = functools.partial(_resized, old=old, new=new, generator=generator)
         yield tuple(map(resized, args)), {name: resized(value) for name, value in kwargs.items()}
+
+
+def _resized(x: Any, old: tuple[int, ...], new: tuple[int, ...], generator: torch.Generator) -> Any:
+    """Noise of the new sizes for a tensor of the old ones; anything else as it is."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 3 or tuple(x.shape[2:]) != old:
+        return x
+    noise = torch.randn((*x.shape[:2], *new), generator=generator, dtype=torch.float64)
+    return noise.to(x.device, x.dtype)
 
 
 def _required(model: nn.Module) -> list[str]:
@@ -94,11 +97,11 @@ def _required(model: nn.Module) -> list[str]:
         parameters = list(inspect.signature(model.forward).parameters.values())
     except (TypeError, ValueError):
         return []
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
+    asked = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if any(p.kind is p.KEYWORD_ONLY for p in asked):
         return []
-    asked = [p.name for p in named if p.default is p.empty]
-    return asked or [p.name for p in named[:1]]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [p.name for p in asked or positional[:1]]
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -174,30 +177,39 @@ def _first_reader(value: fx.Node, root: nn.Module) -> Spec | None:
         for user in node.users:
             spec = _asked(user, root)
             if spec is not None:
-                return Spec(spec.channels, spec.axes, spec.last, order, spec.below)
-            name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
-            passes = user.op == "call_module" or name in _SAME
-            permuted = name == "permute" and order is None and all(isinstance(a, int) for a in user.args[1:])
-            if user not in seen and (passes or permuted) and user.args and user.args[0] is node:
+                return replace(spec, order=order)
+            if user in seen or not user.args or user.args[0] is not node:
+                continue
+            permuted = _permutation(user) if order is None else None
+            if permuted is not None or _passes(user):
                 seen.add(user)
-                work.append((user, tuple(user.args[1:]) if permuted else order))  # type: ignore[arg-type]
+                work.append((user, permuted or order))
     return None
+
+
+def _passes(node: fx.Node) -> bool:
+    """Whether an operation asks for no channels, and leaves the axes where they are."""
+    return node.op == "call_module" or name_of(node) in _SAME
+
+
+def _permutation(node: fx.Node) -> tuple[int, ...] | None:
+    """The order in which an operation puts the axes, where it does just that."""
+    order = tuple(axis for axis in node.args[1:] if isinstance(axis, int))
+    plain = name_of(node) == "permute" and len(order) == len(node.args) - 1
+    return order if plain else None
 
 
 def _asked(node: fx.Node, root: nn.Module) -> Spec | None:
     if node.op == "call_module":
         return _of_module(root.get_submodule(str(node.target)))
-    name = getattr(node.target, "__name__", "")
     weight = node.args[1] if node.op == "call_function" and len(node.args) > 1 else None
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return None
-    held: Any = root
-    for part in str(weight.target).split("."):
-        held = getattr(held, part)
-    if name in _FUNCTIONS:
-        groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
-        return Spec(held.shape[1] * groups, _FUNCTIONS[name]) if isinstance(groups, int) else None
-    return Spec(held.shape[1], 1, last=True) if name == "linear" else None
+    name, held = name_of(node), attribute(root, str(weight.target))
+    if name == "linear":
+        return Spec(held.shape[1], 1, last=True)
+    axes, groups = _FUNCTIONS.get(name), argument(node, 6, "groups", 1)
+    return None if axes is None or not isinstance(groups, int) else Spec(held.shape[1] * groups, axes)
 
 
 def _told_by_modules(model: nn.Module) -> Iterator[Spec]:
@@ -218,21 +230,26 @@ def _told_by_modules(model: nn.Module) -> Iterator[Spec]:
 
 def _of_module(module: nn.Module) -> Spec | None:
     """What a module of torch's asks for."""
-    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    norms = ((nn.BatchNorm1d, 1), (nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3))
-    match module:
-        case _ if isinstance(module, convolutions):
-            return Spec(module.in_channels, len(module.kernel_size))
-        case nn.Linear():
-            return Spec(module.in_features, 1, last=True)
-        case nn.Embedding():
-            return Spec(1, 1, below=module.num_embeddings)
-        case nn.LSTM() | nn.GRU() | nn.RNN():
-            return Spec(module.input_size, 1, last=True)
-        case nn.LayerNorm() if len(module.normalized_shape) == 1:
-            return Spec(module.normalized_shape[0], 1, last=True)
-        case nn.GroupNorm():
-            return Spec(module.num_channels, 2)
-        case _:
-            axes = next((axes for kind, axes in norms if isinstance(module, kind)), None)
-            return None if axes is None else Spec(module.num_features, axes)  # type: ignore[arg-type]
+    for kinds, spec_of in _ASKING:
+        if isinstance(module, kinds):
+            return spec_of(module)
+    return None
+
+
+def _of_layer_norm(module: Any) -> Spec | None:
+    """Of several axes it says nothing about channels."""
+    return Spec(module.normalized_shape[0], 1, last=True) if len(module.normalized_shape) == 1 else None
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_ASKING: tuple[tuple[type | tuple[type, ...], Callable[[Any], Spec | None]], ...] = (
+    (_CONVOLUTIONS, lambda module: Spec(module.in_channels, len(module.kernel_size))),
+    (nn.Linear, lambda module: Spec(module.in_features, 1, last=True)),
+    (nn.Embedding, lambda module: Spec(1, 1, below=module.num_embeddings)),
+    ((nn.LSTM, nn.GRU, nn.RNN), lambda module: Spec(module.input_size, 1, last=True)),
+    (nn.LayerNorm, _of_layer_norm),
+    (nn.GroupNorm, lambda module: Spec(module.num_channels, 2)),
+    (nn.BatchNorm1d, lambda module: Spec(module.num_features, 1)),
+    (nn.BatchNorm2d, lambda module: Spec(module.num_features, 2)),
+    (nn.BatchNorm3d, lambda module: Spec(module.num_features, 3)),
+)

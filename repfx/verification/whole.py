@@ -18,7 +18,8 @@ from torch import nn
 from repfx.errors import MismatchError, UserError
 from repfx.reporting import Equivalence
 from repfx.tracing import Example
-from repfx.verification.equivalence import Call, NotFiniteError, NotRunError, RefusedError, compare, probes, trying
+from repfx.verification.calls import Call, NotRunError, RefusedError, probes, trying
+from repfx.verification.equivalence import NotFiniteError, compare
 from repfx.verification.inputs import Spec, derived, other_sizes
 
 _REMEDY = "pass example_inputs to have it compared"
