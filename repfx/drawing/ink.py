@@ -44,6 +44,19 @@ def figure_of(panels: Sequence[tuple[str, nx.DiGraph[str]]], title: str, subtitl
     return figure
 
 
+def bare_figure_of(picture: nx.DiGraph[str]) -> Figure:
+    """One picture, without heading and legend."""
+    layout = layout_of(picture, _sizes(picture))
+    left, right, depth = _span(picture, layout)
+    figure = Figure(figsize=(right - left, depth), facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(left, right)
+    axes.set_ylim(0.3 - depth, 0.3)
+    _ink(axes, picture, layout)
+    return figure
+
+
 def _sizes(picture: nx.DiGraph[str]) -> dict[str, tuple[float, float]]:
     boxes = {name: picture.nodes[name]["box"] for name in picture}
     return {name: (box.width, box.height) for name, box in boxes.items()}
