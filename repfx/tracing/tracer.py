@@ -25,11 +25,11 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from repfx.graph import SPLITS, Shapes, is_shape, module_at, note_module, part_sizes, split_dim
 from repfx.introspection import CHANGES_CONTAINERS, frame_of_caller, may_be_caught, place, tests_for_none
-from repfx.layers import EMITTED, ArgumentGuard, CustomFunction, Guard, SizeGuard
+from repfx.layers import EMITTED, OPEN, ArgumentGuard, CustomFunction, Guard, SizeGuard
 from repfx.state import Unknown, Unread, spoil
 from repfx.tracing.islands import may_return_none
 from repfx.tracing.proxy_queries import kind
-from repfx.tracing.signature import OPEN, VARIADIC, Example, Passed, SignatureTracer, example_values, guarded, templates
+from repfx.tracing.signature import VARIADIC, Example, Passed, SignatureTracer, example_values, guarded, templates
 from repfx.tracing.surroundings import WorldTracer
 from repfx.tracing.traced_values import (
     TracedAttribute,
