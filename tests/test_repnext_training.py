@@ -302,7 +302,7 @@ def test_command_writes_weights_and_log(tmp_path: Path) -> None:
     assert "epoch   1" in result.output
     loaded = timm.create_model("repnext_nano")
     loaded.load_state_dict(load_file(output), strict=True)
-    lines = list(csv.DictReader((output.parent / "nano_training.csv").open()))
+    lines = list(csv.DictReader((output.parent / "nano_training.csv").read_text().splitlines()))
     assert [line["epoch"] for line in lines] == ["1"]
 
 
@@ -328,7 +328,7 @@ def test_command_explains_a_mistake(tmp_path: Path, arguments: list[str], messag
 
 
 def test_packaged_log_and_weights_belong_together() -> None:
-    lines = list(csv.DictReader((WEIGHTS / "repnext_nano_training.csv").open()))
+    lines = list(csv.DictReader((WEIGHTS / "repnext_nano_training.csv").read_text().splitlines()))
     assert [int(line["epoch"]) for line in lines] == list(range(1, len(lines) + 1))
     assert float(lines[-1]["train_loss"]) < float(lines[0]["train_loss"])
     assert float(lines[-1]["test_accuracy"]) >= 0.90
@@ -347,7 +347,7 @@ def test_packaged_weights_are_small_float32() -> None:
 def test_packaged_weights_reach_the_logged_accuracy() -> None:
     if not FASHION_MNIST_DIRECTORY.is_dir():
         pytest.skip("the Debian package dataset-fashion-mnist is not installed")
-    logged = list(csv.DictReader((WEIGHTS / "repnext_nano_training.csv").open()))[-1]
+    logged = list(csv.DictReader((WEIGHTS / "repnext_nano_training.csv").read_text().splitlines()))[-1]
     model = timm.create_model("repnext_nano", pretrained=True)
     accuracy = evaluate(model, fashion_mnist("test"), NANO_NORMALIZATION)
     assert accuracy == pytest.approx(float(logged["test_accuracy"]), abs=5e-4)

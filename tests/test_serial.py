@@ -155,7 +155,7 @@ def test_one_sided_padding_and_cropping() -> None:
     assert accepted > 100
 
 
-@pytest.mark.parametrize("groups", product((1, 2, 4), (1, 2, 4)), ids=str)
+@pytest.mark.parametrize("groups", list(product((1, 2, 4), (1, 2, 4))), ids=str)
 def test_groups_merge_on_the_incidence(groups: tuple[int, int]) -> None:
     inner = twins.conv(4, 8, (3, 2), before=(1, 0), groups=groups[0], seed=3)
     outer = twins.conv(8, 4, (2, 3), stride=(1, 2), groups=groups[1], seed=4)
