@@ -7,6 +7,7 @@ import gzip
 import pickle
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def write_fashion_mnist(root: Path, count: int = 20) -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_fashion_mnist_from_a_given_folder(tmp_path: Path, split: str) -> None:
     write_fashion_mnist(tmp_path)
-    read = fashion_mnist(split, tmp_path)
+    read = fashion_mnist(split, tmp_path)  # type: ignore[arg-type]
     assert torch.equal(read.images, shipped_test_set().subset(20).images)
     assert read.labels.tolist() == shipped_test_set().subset(20).labels.tolist()
     assert read.classes == FASHION_MNIST_CLASSES
@@ -226,7 +227,7 @@ def test_erasing_hides_a_rectangle() -> None:
 
 
 def quick(**changes: object) -> TrainingConfig:
-    settings = {"epochs": 2, "batch_size": 50, "warmup_epochs": 0, "learning_rate": 2e-3}
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 50, "warmup_epochs": 0, "learning_rate": 2e-3}
     return TrainingConfig(**(settings | changes))
 
 

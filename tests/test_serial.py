@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def pair(chain: Chain, *, bias: bool) -> tuple[Twin, Twin]:
     return inner, twins.conv(2, 2, (k2,), stride=s2, before=p2, bias=bias, seed=2)
 
 
-def brute_force(inner: Twin, outer: Twin, chain: Chain) -> object:
+def brute_force(inner: Twin, outer: Twin, chain: Chain) -> Any:
     """The only candidate: the true convolution of the two kernels, by the formulas of EXACTNESS.md."""
     _, s1, p1, _, k2, s2, p2 = chain
     w1, w2 = inner.map.values().planes, outer.map.values().planes  # dilation written out
