@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import gc
 import statistics
 import subprocess
@@ -151,8 +152,9 @@ def curve(path: Path | None, rounds: int) -> None:
     for wanted in CURVE:
         model = synthetic(wanted)
         nodes = len(fx.symbolic_trace(model).graph.nodes)
-        traced = [processor_seconds(lambda m=model: base(m)) for _ in range(rounds)]
-        ours = [processor_seconds(lambda m=model: repfx.reparameterize(m, verify=False)) for _ in range(rounds)]
+        traced = [processor_seconds(functools.partial(base, model)) for _ in range(rounds)]
+        compiling = functools.partial(repfx.reparameterize, model, verify=False)
+        ours = [processor_seconds(compiling) for _ in range(rounds)]
         rows.append((nodes, statistics.median(traced), statistics.median(ours)))
         per_node = 1e3 * rows[-1][2] / nodes
         print(f"| {nodes:,} | {rows[-1][1]:.2f} | {rows[-1][2]:.2f} | {per_node:.2f} |", flush=True)

@@ -119,9 +119,9 @@ def measured(paths: list[Path]) -> Room:
     return Room(len(paths), lines, found, len(complexities), sum(c > COMPLEX for c in complexities))
 
 
-def arrows(known: dict[str, Path]) -> networkx.DiGraph:
+def arrows(known: dict[str, Path]) -> networkx.DiGraph[str]:
     """room -> room for every import of another room."""
-    graph = networkx.DiGraph()
+    graph: networkx.DiGraph[str] = networkx.DiGraph()
     for module, path in known.items():
         graph.add_node(room_of(module))
         for other in imported(ast.parse(path.read_text()), known):
@@ -135,7 +135,7 @@ def file_arrows(known: dict[str, Path]) -> int:
     return sum(len(set(imported(ast.parse(path.read_text()), known)) - {module}) for module, path in known.items())
 
 
-def floors(graph: networkx.DiGraph) -> dict[str, int]:
+def floors(graph: networkx.DiGraph[str]) -> dict[str, int]:
     """On which floor each room stands: above everything that it imports."""
     found: dict[str, int] = {}
     for room in reversed(list(networkx.topological_sort(graph))):
@@ -171,6 +171,11 @@ def first_sentence(path: Path) -> str:
     return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0].rstrip(".")
 
 
+def cell(path: Path) -> str:
+    """The first line of a file's docstring, in a table."""
+    return first_sentence(path).replace("|", "\\|")
+
+
 def ordered_rooms() -> tuple[str, ...]:
     """The rooms as `tests/test_layering.py` has them."""
     tree = ast.parse((ROOT / "tests" / "test_layering.py").read_text())
@@ -184,11 +189,11 @@ def page(known: dict[str, Path], text: str) -> str:
     """docs/architecture.md with its two tables as the code has them."""
     order = ordered_rooms()
     rooms = ["| room | owns |", "| --- | --- |"]
-    rooms += [f"| `{shown(room, known)}` | {first_sentence(known[room])} |" for room in order]
+    rooms += [f"| `{shown(room, known)}` | {cell(known[room])} |" for room in order]
     owned = ["| file | owns |", "| --- | --- |"]
     for room in order:
         paths = [path for module, path in known.items() if room_of(module) == room and path.name != "__init__.py"]
-        owned += [f"| `{path.relative_to(ROOT)}` | {first_sentence(path)} |" for path in paths]
+        owned += [f"| `{path.relative_to(ROOT)}` | {cell(path)} |" for path in paths]
     for name, rows in (("rooms", rooms), ("files", owned)):
         marks = (f"<!-- {name}: python -m benchmarks.house --write -->", f"<!-- end of {name} -->")
         start, end = text.index(marks[0]) + len(marks[0]), text.index(marks[1])
@@ -202,40 +207,15 @@ def shown(room: str, known: dict[str, Path]) -> str:
     return str(path.relative_to(ROOT).parent) + "/" if path.name == "__init__.py" else str(path.relative_to(ROOT))
 
 
-def draw(graph: networkx.DiGraph, target: Path) -> None:
-    """The rooms by floor, each a box as wide as its name, with an arrow to each room that it imports."""
-    import matplotlib
+def draw(graph: networkx.DiGraph[str], target: Path) -> None:
+    """The rooms, each above those that it imports, as `repfx draw` draws; an arrow that others imply is left out."""
+    from repfx.drawing.boxes import Box  # counting needs none of the code that is counted
+    from repfx.drawing.ink import bare_figure_of
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    drawn = networkx.transitive_reduction(graph)
-    levels = floors(graph)
-    by_level: dict[int, list[str]] = {}
-    for room, level in levels.items():
-        by_level.setdefault(level, []).append(room)
-    place = {
-        room: (position - (len(rooms) - 1) / 2, level)
-        for level, rooms in by_level.items()
-        for position, room in enumerate(sorted(rooms))
-    }
-    figure, axes = pyplot.subplots(figsize=(8, 0.62 * len(by_level) + 0.6))
-    for source, other in drawn.edges:
-        (x, y), (u, v) = place[source], place[other]
-        bend = 0.25 if y - v > 1 else 0.0
-        style = {"arrowstyle": "-|>", "color": "#9aa7b8", "connectionstyle": f"arc3,rad={bend}", "shrinkB": 12}
-        axes.annotate("", (u, v), (x, y), arrowprops={**style, "shrinkA": 12})
-    for room, (x, y) in place.items():
-        box = {"boxstyle": "round,pad=0.35", "facecolor": "#eef3fa", "edgecolor": "#4a6fa5"}
-        axes.text(
-            x, y, room.removeprefix("repfx.") if "." in room else room, ha="center", va="center", bbox=box, fontsize=9
-        )
-    widest = max(map(len, by_level.values()))
-    axes.set_xlim(-widest / 2 - 0.6, widest / 2 + 0.6)
-    axes.set_ylim(0.4, len(by_level) + 0.6)
-    axes.axis("off")
-    figure.savefig(target, dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
+    picture = networkx.transitive_reduction(graph)
+    for room in picture:
+        picture.nodes[room]["box"] = Box(room.removeprefix("repfx."), "depthwise convolution")
+    bare_figure_of(picture).savefig(target, dpi=110)
 
 
 def main() -> None:

@@ -89,8 +89,8 @@ def measure(name: str, size: int) -> Row:
     seconds = time.perf_counter() - started
     macs = repfx.reparameterize(model, objective="macs", verify=False)
     error = max(repfx.verify(model, fused, (image,)).relative_error for fused in (single, macs))
-    counted = [count_operations(fused, (image,)) for fused in (single, macs)]
-    return Row(name, built, own, *counted, error, seconds)
+    after = {"single": count_operations(single, (image,)), "macs": count_operations(macs, (image,))}
+    return Row(name, built, own, **after, error=error, seconds=seconds)
 
 
 def _own_fuse(name: str, model: nn.Module, image: torch.Tensor) -> OpCounts:

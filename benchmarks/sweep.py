@@ -18,7 +18,7 @@ from __future__ import annotations
 import platform
 import queue
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated
@@ -99,7 +99,7 @@ def sweep(
                 worker.close()
 
 
-def _ordered(rows: Iterator[Row] | Sequence[Row]) -> list[Row]:
+def _ordered(rows: Iterable[Row]) -> list[Row]:
     place = {group: i for i, group in enumerate(GROUPS)}
     return sorted(rows, key=lambda row: (place[row.spec.partition(":")[0]], row.family, row.spec))
 

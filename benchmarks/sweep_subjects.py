@@ -155,19 +155,24 @@ def quiet() -> Iterator[None]:
 
 
 def _factory(subject: Subject) -> nn.Module:
+    options: dict[str, Any] = {}
     match subject.group:
         case "timm":
-            return timm.create_model(subject.name, **({"img_size": subject.size} if subject.resized else {}))
+            if subject.resized:
+                options["img_size"] = subject.size
+            return timm.create_model(subject.name, **options)
         case "features":
             return timm.create_model(subject.name, features_only=True)
         case "torchvision":
-            extra = {"init_weights": False} if subject.name in ("googlenet", "inception_v3") else {}
-            return torchvision.models.get_model(subject.name, weights=None, **extra)
+            if subject.name in ("googlenet", "inception_v3"):
+                options["init_weights"] = False
+            return torchvision.models.get_model(subject.name, weights=None, **options)
         case "others":
             return _other(subject)
         case _:
-            extra = {"box_score_thresh": 0.0} if "rcnn" in subject.name else {}
-            return torchvision.models.get_model(subject.name, weights=None, weights_backbone=None, **extra)
+            if "rcnn" in subject.name:
+                options["box_score_thresh"] = 0.0
+            return torchvision.models.get_model(subject.name, weights=None, weights_backbone=None, **options)
 
 
 def _other(subject: Subject) -> nn.Module:
@@ -219,7 +224,7 @@ def _parameters(name: str) -> int:
     return sum(p.numel() for p in _planned(name).parameters())
 
 
-def _planned(name: str, **options: object) -> nn.Module:
+def _planned(name: str, **options: Any) -> nn.Module:
     """A model on the meta device, or with weights where it computes with values while it is built."""
     with quiet():
         try:

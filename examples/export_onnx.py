@@ -20,7 +20,7 @@ def main(path: Path) -> None:
     """Fuse for the runtime, write, run."""
     model = timm.create_model("repnext_nano", pretrained=True).eval()
     inputs, labels = repnext.test_images()
-    fused = repfx.reparameterize(model, inputs[:1], objective=recommended_objective(path))
+    fused = repfx.reparameterize(model, (inputs[:1],), objective=recommended_objective(path))
     file = to_onnx(fused, (inputs[:1],), path)
     print(f"wrote {path}: {dict(file.operations)}")
 

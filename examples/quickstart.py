@@ -26,7 +26,7 @@ def main(directory: Path) -> None:
     model = timm.create_model("repnext_nano", pretrained=True).eval()
     inputs, labels = repnext.test_images()
 
-    fused = repfx.reparameterize(model, inputs[:1])
+    fused = repfx.reparameterize(model, (inputs[:1],))
     print(row("executed in one forward", "before", "after"))
     for what, before, after in repfx.report(fused).counts():
         print(row(what, before, after))
@@ -38,7 +38,7 @@ def main(directory: Path) -> None:
 
     path = directory / "repnext_nano.mlpackage"
     objective = recommended_objective(path)
-    phone = repfx.reparameterize(model, inputs[:1], objective=objective)
+    phone = repfx.reparameterize(model, (inputs[:1],), objective=objective)
     package = to_coreml(phone, (inputs[:1],), path)
     print(f"wrote {path}: objective {objective}, {package.convolutions} convolutions, {package.precision}")
 

@@ -9,6 +9,14 @@ trained on Fashion-MNIST and with real test images::
 No module here fuses itself; that is the business of a compiler.
 """
 
+try:
+    import timm  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "timm":
+        raise
+    said = 'repnext needs timm, which is not installed; pip install "repfx[models]".'
+    raise ModuleNotFoundError(said, name=error.name) from error
+
 from repnext.datasets import FASHION_MNIST_CLASSES, test_images
 from repnext.model import RepNext
 from repnext.variants import (

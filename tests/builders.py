@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +129,7 @@ def _conv(node: specs.Conv, c: int) -> tuple[nn.Module, int]:
     else:
         padding = node.before if symmetric else (0, 0)
     mode = node.mode if symmetric else "zeros"
-    conv = nn.Conv2d(c, out, node.kernel, node.stride, padding, node.dilation, groups, node.bias, padding_mode=mode)
+    conv = nn.Conv2d(c, out, node.kernel, node.stride, padding, node.dilation, groups, node.bias, padding_mode=mode)  # type: ignore[arg-type]
     if symmetric or padding == "same":
         return conv, out
     (top, left), (bottom, right) = node.before, node.after
@@ -233,12 +233,12 @@ class Join(nn.Module):
     def forward(self, values: Sequence[Tensor]) -> Tensor:
         outs = _ordered([branch(value) for branch, value in zip(self.branches, values)], self.order)
         if self.how == "gate" and len(outs) == 2:
-            a = torch.sigmoid(self.alpha).view(1, -1, 1, 1)
+            a = torch.sigmoid(self.alpha).view(1, -1, 1, 1)  # type: ignore[arg-type]
             return (1 - a) * outs[0] + a * outs[1]
         return joined(self.how, outs)
 
 
-def _ordered(items: list, order: str) -> list:
+def _ordered(items: list[Any], order: str) -> list[Any]:
     match order:
         case "reversed":
             return items[::-1]
@@ -262,7 +262,7 @@ def joined(how: str, outs: list[Tensor]) -> Tensor:
             B, C, H, W = first.shape
             return torch.stack(outs, dim=2).reshape(B, C * len(outs), H, W)
         case "sum":
-            return sum(outs)
+            return sum(outs)  # type: ignore[return-value]
         case "stack.sum":
             return torch.stack(outs).sum(0)
         case "stack.mean":
@@ -270,7 +270,7 @@ def joined(how: str, outs: list[Tensor]) -> Tensor:
         case "half":
             return sum(rest, start=first) / len(outs)
         case "weighted":
-            return sum(0.5 ** (i + 1) * out for i, out in enumerate(outs))
+            return sum(0.5 ** (i + 1) * out for i, out in enumerate(outs))  # type: ignore[return-value]
         case "iadd.alias":
             total = first
             for out in rest:

@@ -42,7 +42,7 @@ def conv(inputs: int, outputs: int, kernel: Any = 3, padding: Any = None, **opti
     """A convolution that keeps the size unless told otherwise."""
     sizes = (kernel, kernel) if isinstance(kernel, int) else kernel
     same = tuple(k // 2 for k in sizes) if padding is None else padding
-    return nn.Conv2d(inputs, outputs, kernel, padding=same, **options)
+    return nn.Conv2d(inputs, outputs, kernel, padding=same, **options)  # type: ignore[arg-type]
 
 
 def compiled(

@@ -301,7 +301,7 @@ def step(choose: Choose) -> Node:
 
 
 def _other(choose: Choose) -> Node:
-    return choose.pick(
+    return choose.pick(  # type: ignore[return-value]
         (
             specs.MaxPool(),
             specs.Gate("squeeze"),

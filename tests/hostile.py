@@ -32,8 +32,8 @@ def randomize(module: nn.Module, generator: torch.Generator) -> nn.Module:
     seen: set[int] = set()
     for part in module.modules():
         if getattr(part, "running_mean", None) is not None and part.running_var is not None:
-            part.running_mean.copy_(_normal(part.running_mean, generator, 2.0) + 0.5)
-            part.running_var.copy_(torch.exp(_uniform(part.running_var, generator, -2.5, 2.0)))
+            part.running_mean.copy_(_normal(part.running_mean, generator, 2.0) + 0.5)  # type: ignore[arg-type]
+            part.running_var.copy_(torch.exp(_uniform(part.running_var, generator, -2.5, 2.0)))  # type: ignore[arg-type]
             for name, buffer in part.named_buffers(recurse=False):
                 if name in ("weight", "bias"):  # a frozen batch norm keeps them as buffers
                     buffer.copy_(_hostile(part, name, buffer, generator))
@@ -139,8 +139,8 @@ def assert_same(original: nn.Module, fused: nn.Module, x: Tensor, tolerance: flo
     for i, (e, a) in enumerate(zip(expected, actual)):
         assert a.shape == e.shape, f"output {i}: shape {tuple(a.shape)} instead of {tuple(e.shape)}"
         assert a.dtype == e.dtype, f"output {i}: {a.dtype} instead of {e.dtype}"
-        error = relative_error(e, a)
-        assert error <= tolerance, _difference(i, e, a, error, x)
+        difference = relative_error(e, a)
+        assert difference <= tolerance, _difference(i, e, a, difference, x)
 
 
 def assert_same_everywhere(

@@ -70,8 +70,9 @@ class Trap:
         return _spring, (str(self.mark), "w")
 
 
-def _spring(path: str, mode: str) -> object:
-    return open(path, mode)
+def _spring(path: str, mode: str) -> str:
+    with open(path, mode):
+        return path
 
 
 def hostile_files(folder: Path) -> dict[str, Path]:

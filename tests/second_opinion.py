@@ -251,7 +251,7 @@ def digest_of(value: Any) -> Digest:
     tensor = value
     flat = tensor.detach().contiguous().reshape(-1)
     numbers = flat.view(torch.uint8).numpy() if flat.numel() else b""
-    return _hash("tensor", str(tensor.dtype), str(tuple(tensor.shape)), hashlib.sha1(numbers).hexdigest())
+    return _hash("tensor", str(tensor.dtype), str(tuple(tensor.shape)), hashlib.sha1(numbers).hexdigest())  # type: ignore[arg-type]
 
 
 def _hash(*parts: str) -> Digest:
@@ -310,7 +310,7 @@ class _Reader:
         """The numbers of a constant."""
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self.constants.__getitem__)
         with torch.no_grad():
-            self.constants[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            self.constants[node] = node.target(*args, **kwargs)
         return self.constants[node]
 
     def _attribute(self, value: Any) -> Digest:
@@ -323,7 +323,7 @@ class _Reader:
     def _call(self, node: fx.Node, digests: Mapping[fx.Node, Digest]) -> Digest:
         name, arguments = _name(node), _arguments(node)
         if _is_first_argument(node, name, arguments):
-            return digests[node.args[0]]  # type: ignore[index]
+            return digests[node.args[0]]
         if name in _VIEWS:
             return self._noted(node, "view", {"self": node.args[0], "shape": _shape(node)}, digests)
         return self._noted(node, str(node.target), arguments, digests)

@@ -8,6 +8,7 @@ at a size holds for every input of that size.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,11 +97,11 @@ def chains(draw: st.DrawFn, channels: tuple[int, ...] = (2, 4, 2, 3)) -> tuple[i
     return axes, [draw(convs(i, o, axes, pads=not n)) for n, (i, o) in enumerate(pairs)]
 
 
-def total(*runs: object) -> object:
+def total(*runs: Any) -> Any:
     return lambda x: sum(run(x) for run in runs)
 
 
-def joined(*runs: object) -> object:
+def joined(*runs: Any) -> Any:
     return lambda x: torch.cat([run(x) for run in runs], 1 if x.dim() > 2 else -1)
 
 

@@ -179,7 +179,7 @@ def _tied(block: Block) -> None:
 
 
 def _own_attribute(block: Block) -> None:
-    block.wide.note = object()  # nothing tells what it is for
+    block.wide.note = object()  # type: ignore[assignment]  # nothing tells what it is for
 
 
 @pytest.mark.parametrize("change", [_other_padding, _other_epsilon, _frozen, _hooked, _tied, _own_attribute])

@@ -282,7 +282,7 @@ class Changes(Base):
         self.run = run
 
     def forward(self, given: Any) -> Tensor:
-        return self.run(self.body, given)  # type: ignore[no-any-return]
+        return self.run(self.body, given)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_containers_that_a_forward_changes(run: Any, given: Any) -> None:
 
 class Starred(Base):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.body(x)  # type: ignore[no-any-return]
+        return self.body(x)
 
 
 @pytest.mark.parametrize("example", [False, True])

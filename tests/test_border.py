@@ -16,6 +16,7 @@ from repfx.algebra.constructors import pad_constant, pixel_unshuffle
 from repfx.emission import emit
 from repfx.layers import BorderTerm
 from repfx.layers.convolution import ExtendedConv2d
+from repfx.verification.equivalence import FLOAT64_BOUND
 from tests import hostile, twins
 from tests.twins import DOUBLE, assert_computes, chained
 
@@ -125,9 +126,9 @@ RESIZED = {
 @pytest.mark.parametrize("name", RESIZED)
 def test_a_plane_of_ones_is_as_large_as_the_map_in_between(name: str) -> None:
     *parts, longer = RESIZED[name]
-    map_ = merged(*parts)
+    map_ = merged(*parts)  # type: ignore[arg-type]
     assert longer in {border.longer for border in map_.borders}
-    assert_computes(map_, chained(*parts), twins.PLANES, name)
+    assert_computes(map_, chained(*parts), twins.PLANES, name)  # type: ignore[arg-type]
 
 
 class Resized(nn.Module):
@@ -239,7 +240,7 @@ def test_pad_value_equal_to_the_shift_needs_no_constant_at_the_border() -> None:
     assert_computes(map_, lambda x: conv.run(F.pad(x + 1.25, (1, 1, 1, 1), value=1.25)), SIZES[2])
     assert isinstance(map_, AffineConv)
     for one in map_.values().ones:
-        assert float(one.abs().max()) < twins.FLOAT64_BOUND
+        assert float(one.abs().max()) < FLOAT64_BOUND
 
 
 # --- the emitted module ---------------------------------------------------------------------------

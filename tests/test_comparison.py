@@ -29,7 +29,7 @@ def image(dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def scores(s: Net, x: Tensor) -> Tensor:
-    return s.n(s.a(x))  # type: ignore[no-any-return, operator]
+    return s.n(s.a(x))
 
 
 # --- infinities and NaN ---------------------------------------------------------------------------
@@ -121,15 +121,15 @@ def test_one_odd_number(name: str, dtype: torch.dtype | None) -> None:
 
 
 def negative_variance(model: Net) -> None:
-    model.n.running_var.fill_(-1.0)  # type: ignore[union-attr, operator]
+    model.n.running_var.fill_(-1.0)
 
 
 def infinite_bias(model: Net) -> None:
-    model.a.bias.data.fill_(INFINITY)  # type: ignore[union-attr]
+    model.a.bias.data.fill_(INFINITY)
 
 
 def nan_weight(model: Net) -> None:
-    model.a.weight.data.fill_(NAN)  # type: ignore[union-attr]
+    model.a.weight.data.fill_(NAN)
 
 
 @pytest.mark.parametrize("spoil", [negative_variance, infinite_bias, nan_weight])
@@ -147,8 +147,8 @@ def test_a_network_that_is_not_finite_is_refused(spoil: Callable[[Net], None]) -
 def test_a_weight_that_overflows_is_refused_with_its_channel() -> None:
     model = net(scores).float()
     with torch.no_grad():
-        model.a.weight.fill_(1e30)  # type: ignore[union-attr, operator]
-        model.n.weight.fill_(1e20)  # type: ignore[union-attr, operator]
+        model.a.weight.fill_(1e30)
+        model.n.weight.fill_(1e20)
     with pytest.raises(repfx.UserError, match="channel 0"):
         repfx.reparameterize(model, verify=False)
 
@@ -197,7 +197,7 @@ def test_what_derives_no_input_was_not_compared() -> None:
 
 class Pair(NamedTuple):
     boxes: Tensor
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 def generated(s: Net, x: Tensor) -> Iterator[Tensor]:
@@ -273,7 +273,7 @@ def cast(s: Net, x: Tensor) -> Tensor:
 
 def grid(s: Net, x: Tensor) -> Tensor:
     theta = torch.eye(2, 3).repeat(x.shape[0], 1, 1)
-    where = nn.functional.affine_grid(theta, x.size(), align_corners=False)
+    where = nn.functional.affine_grid(theta, x.size(), align_corners=False)  # type: ignore[arg-type]
     return scores(s, nn.functional.grid_sample(x, where, align_corners=False))
 
 
@@ -301,7 +301,7 @@ def test_float32_made_in_a_forward_is_no_obstacle(run: Callable[[Net, Tensor], A
 def coarse(s: Net, x: Tensor) -> Tensor:
     """Rounded to half precision on purpose: that is part of the function, in float64 too."""
     table = torch.linspace(-1.0, 1.0, 4).view(1, 4, 1, 1) / 3.0
-    return scores(s, x) * table.half().to(x) + s.a.weight.sum().bfloat16().to(x)  # type: ignore[no-any-return, operator, union-attr]
+    return scores(s, x) * table.half().to(x) + s.a.weight.sum().bfloat16().to(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -367,6 +367,6 @@ def test_a_search_for_inputs_ends_where_one_takes_long(monkeypatch: pytest.Monke
         raise RuntimeError("takes a second, and fails")
 
     clock = iter(range(1000))
-    monkeypatch.setattr(whole.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(whole.time, "monotonic", lambda: float(next(clock)))  # type: ignore[attr-defined]
     report = repfx.report(repfx.reparameterize(net(slow)))
     assert "it runs on none of the 1 inputs" in report.not_compared

@@ -19,7 +19,8 @@ import pytest
 from repfx.cli.app import run
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+AT_THE_ROOT = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = [*(ROOT / name for name in AT_THE_ROOT), *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FREE = re.compile(r"\d\.\d+e[-+]\d+|\d+\.\d+ s\b|worst at .*")  # measured anew each time
 DECIMAL = re.compile(r"\d+\.\d+")

@@ -26,6 +26,9 @@ ROUND = settings(
 )
 
 
+Pair = tuple[int, int]
+
+
 def exact(result: object) -> AffineConv:
     assert isinstance(result, AffineConv), result
     return result
@@ -42,7 +45,7 @@ def exact(result: object) -> AffineConv:
     bias=st.booleans(),
 )
 def test_a_convolution_is_written_back_as_it_was(
-    groups: int, multiplier: int, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, bias: bool
+    groups: int, multiplier: int, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, bias: bool
 ) -> None:
     twin = twins.conv(
         6, 6 * multiplier, kernel, stride=stride, before=padding, dilation=dilation, groups=groups, bias=bias
@@ -192,7 +195,7 @@ def test_values_are_cast_once_at_the_end() -> None:
     )
     map_ = exact(compose(conv, exact(compose(conv, conv))))
     ((_, module),) = emit(map_, Target(torch.float32))
-    assert torch.equal(module.weight, torch.full_like(module.weight, float(4 / 27)))
+    assert torch.equal(module.weight, torch.full_like(module.weight, float(4 / 27)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -178,7 +178,7 @@ FOLDS = {
         after_conv(lambda s, y: (y - s.h) / s.g, g=lambda: parameter(4, 1, 1), h=lambda: parameter(4, 1, 1)), CONV
     ),
     "constant minus": Folds(after_conv(lambda s, y: s.h - y, h=lambda: parameter(4, 1, 1)), CONV),
-    "scalar constant": Folds(after_conv(lambda s, y: s.g * y - s.g, g=lambda: parameter(())), CONV),
+    "scalar constant": Folds(after_conv(lambda s, y: s.g * y - s.g, g=lambda: parameter(())), CONV),  # type: ignore[arg-type]
     "numbers": Folds(after_conv(lambda s, y: 1 - 2.5 * y), CONV),
     "negated": Folds(after_conv(lambda s, y: -y), CONV),
     "sigmoid of a parameter": Folds(
@@ -277,7 +277,7 @@ FOLDS = {
     ),
     **{
         f"{name} carried through an activation": Folds(
-            lambda run=run: Net(
+            lambda run=run: Net(  # type: ignore[misc]
                 lambda s, x: s.b(torch.relu(run(s, s.a(x)))),
                 a=conv(4, 4),
                 b=conv(4, 3, 1),
@@ -294,7 +294,7 @@ FOLDS = {
     },
     **{
         f"{spelling} of six channels in {groups} groups": Folds(
-            lambda run=run, groups=groups: Net(
+            lambda run=run, groups=groups: Net(  # type: ignore[misc]
                 lambda s, x: s.b(torch.relu(run(s, s.a(x), groups))),
                 a=conv(6, 6),
                 b=conv(6, 3, 1),

@@ -33,7 +33,7 @@ def chunked(s: Net, x: Tensor) -> Tensor:
 
 
 def picked(s: Net, x: Tensor) -> Tensor:
-    return s.b(torch.relu(torch.index_select(s.a(x), 1, s.i)))
+    return s.b(torch.relu(torch.index_select(s.a(x), 1, s.i)))  # type: ignore[arg-type]
 
 
 def scored(s: Net, x: Tensor) -> Tensor:

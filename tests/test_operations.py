@@ -343,14 +343,14 @@ def branches(act: Callable[[Tensor], Tensor]) -> Net:
         return torch.cat([s.p(a), s.q(b)], 1)
 
     net = Net(run, c=conv(3, 8), p=conv(4, 4), q=conv(4, 4))
-    net.act = act if isinstance(act, nn.Module) else None
+    net.act = act if isinstance(act, nn.Module) else None  # type: ignore[assignment]
     return net
 
 
 def carried(act: Callable[[Tensor], Tensor]) -> Net:
     """A channel order, an activation, a convolution that could take the order up."""
     net = Net(lambda s, x: s.b(act(torch.index_select(torch.relu(x), 1, s.i))), b=conv(4, 3, 1), i=ORDER)
-    net.act = act if isinstance(act, nn.Module) else None
+    net.act = act if isinstance(act, nn.Module) else None  # type: ignore[assignment]
     return net
 
 
@@ -433,7 +433,7 @@ def test_a_pooling_of_more_axes_than_the_value_has_mixes_channels() -> None:
     """MaxPool2d of (B, C, L) takes it for one image of B channels, and pools C."""
 
     def run(s: Net, x: Tensor) -> Tensor:
-        return s.b(s.p(torch.index_select(torch.relu(s.a(x)), 1, s.i)))
+        return s.b(s.p(torch.index_select(torch.relu(s.a(x)), 1, s.i)))  # type: ignore[arg-type]
 
     for pool, kept in ((nn.MaxPool2d((3, 1), 1, (1, 0)), 1), (nn.MaxPool1d(3, 1, 1), 0)):
         net = Net(run, a=nn.Conv1d(4, 4, 1), b=nn.Conv1d(4, 3, 1), i=ORDER, p=pool)
@@ -469,7 +469,7 @@ def test_what_is_broadcast_has_not_the_shape_of_its_argument() -> None:
     compiled(net, 1, ((8, 8),))
     graph = fx.symbolic_trace(net).graph
     constants = {node: net.w.shape for node in graph.nodes if node.op == "get_attr"}
-    assert Shapes(net, constants.get).of(next(iter(graph.nodes))) is None
+    assert Shapes(net, constants.get).of(next(iter(graph.nodes))) is None  # type: ignore[arg-type]
 
 
 def test_every_kind_is_counted_drawn_and_named_or_meant_not_to_be() -> None:

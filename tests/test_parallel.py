@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,17 +17,17 @@ from tests import twins
 from tests.twins import LENGTHS, PLANES, Twin, assert_computes, value
 
 
-def total(*runs: object) -> object:
+def total(*runs: Any) -> Any:
     return lambda x: sum(run(x) for run in runs)
 
 
-def joined(*runs: object) -> object:
+def joined(*runs: Any) -> Any:
     return lambda x: torch.cat([run(x) for run in runs], 1)
 
 
 def geometries() -> list[tuple[tuple[int, ...], Twin]]:
     """All small one-axis branches: kernel, stride, padding before and after, dilation."""
-    found = []
+    found: list[tuple[tuple[int, ...], Twin]] = []
     for k, s, b, a, d in product((1, 2, 3), (1, 2), (-1, 0, 1), (0, 1), (1, 2)):
         if k > 1 or d == 1:
             map_ = twins.conv(2, 2, (k,), stride=s, before=b, after=a, dilation=d, seed=len(found))
@@ -45,7 +46,7 @@ def sizes_always_agree(a: Twin, b: Twin) -> bool:
 
 
 @pytest.mark.parametrize("combine", [add, concat])
-def test_accepted_iff_output_sizes_agree_at_every_size(combine: object) -> None:
+def test_accepted_iff_output_sizes_agree_at_every_size(combine: Any) -> None:
     oracle = total if combine is add else joined
     accepted = declined = 0
     for (first, a), (second, b) in list(combinations(geometries(), 2))[::3]:

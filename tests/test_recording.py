@@ -138,7 +138,7 @@ def test_a_tensor_that_is_registered_nowhere_is_a_constant() -> None:
             self.plain = torch.ones(3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.linear(x, self.loose[0].weight) + self.plain  # type: ignore[arg-type]
+            return F.linear(x, self.loose[0].weight) + self.plain
 
     with pytest.raises(NameError, match="not a member"):
         Plain().trace(Loose())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 import timm
@@ -17,20 +18,20 @@ SINGLE_BRANCH = ("repnext_m0e", "repnext_m1e", "repnext_m2e")
 ALL = (*PUBLISHED, *SINGLE_BRANCH, "repnext_nano")
 
 
-def on_meta(name: str, **kwargs: object) -> nn.Module:
+def on_meta(name: str, **kwargs: Any) -> nn.Module:
     """The model's structure without its memory."""
     with torch.device("meta"):
         return timm.create_model(name, **kwargs)
 
 
-def tiny(**kwargs: object) -> nn.Module:
+def tiny(**kwargs: Any) -> nn.Module:
     """A full architecture small enough to run in milliseconds, with hostile batch-norm statistics."""
     torch.manual_seed(0)
     model = timm.create_model("repnext_m0", embed_dim=(8, 16, 32, 64), depth=(1, 1, 1, 1), **kwargs)
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
             nn.init.uniform_(module.weight, 0.5, 2)
             nn.init.normal_(module.bias)
     return model.eval()
@@ -148,8 +149,8 @@ def test_nothing_fuses_itself(name: str) -> None:
 def test_initialisation_of_the_heads() -> None:
     head = timm.create_model("repnext_m0").head.head
     assert head.linear.weight.std().item() == pytest.approx(0.02, rel=0.02)
-    assert torch.equal(head.linear.bias, torch.zeros(1000))
-    assert torch.equal(head.norm.weight, torch.ones(320))
+    assert torch.equal(head.linear.bias, torch.zeros(1000))  # type: ignore[arg-type]
+    assert torch.equal(head.norm.weight, torch.ones(320))  # type: ignore[arg-type]
 
 
 # Running ------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_attention_is_per_head() -> None:
     mixer = paper.MHSA(8, heads=2).eval()
     for projection in (mixer.qkv, mixer.proj):
         nn.init.zeros_(projection.weight)
-        nn.init.zeros_(projection.bias)
+        nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
     nn.init.eye_(mixer.qkv.weight.data[16:, :, 0, 0])  # values are the input, queries and keys are zero
     nn.init.eye_(mixer.proj.weight.data[:, :, 0, 0])
     x = torch.randn(1, 8, 3, 5)

@@ -7,6 +7,7 @@ import gzip
 import pickle
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def write_fashion_mnist(root: Path, count: int = 20) -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_fashion_mnist_from_a_given_folder(tmp_path: Path, split: str) -> None:
     write_fashion_mnist(tmp_path)
-    read = fashion_mnist(split, tmp_path)
+    read = fashion_mnist(split, tmp_path)  # type: ignore[arg-type]
     assert torch.equal(read.images, shipped_test_set().subset(20).images)
     assert read.labels.tolist() == shipped_test_set().subset(20).labels.tolist()
     assert read.classes == FASHION_MNIST_CLASSES
@@ -226,7 +227,7 @@ def test_erasing_hides_a_rectangle() -> None:
 
 
 def quick(**changes: object) -> TrainingConfig:
-    settings = {"epochs": 2, "batch_size": 50, "warmup_epochs": 0, "learning_rate": 2e-3}
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 50, "warmup_epochs": 0, "learning_rate": 2e-3}
     return TrainingConfig(**(settings | changes))
 
 
@@ -302,7 +303,7 @@ def test_command_writes_weights_and_log(tmp_path: Path) -> None:
     assert "epoch   1" in result.output
     loaded = timm.create_model("repnext_nano")
     loaded.load_state_dict(load_file(output), strict=True)
-    lines = list(csv.DictReader((output.parent / "nano_training.csv").open()))
+    lines = list(csv.DictReader((output.parent / "nano_training.csv").read_text().splitlines()))
     assert [line["epoch"] for line in lines] == ["1"]
 
 
@@ -328,7 +329,7 @@ def test_command_explains_a_mistake(tmp_path: Path, arguments: list[str], messag
 
 
 def test_packaged_log_and_weights_belong_together() -> None:
-    lines = list(csv.DictReader((WEIGHTS / "repnext_nano_training.csv").open()))
+    lines = list(csv.DictReader((WEIGHTS / "repnext_nano_training.csv").read_text().splitlines()))
     assert [int(line["epoch"]) for line in lines] == list(range(1, len(lines) + 1))
     assert float(lines[-1]["train_loss"]) < float(lines[0]["train_loss"])
     assert float(lines[-1]["test_accuracy"]) >= 0.90
@@ -347,7 +348,7 @@ def test_packaged_weights_are_small_float32() -> None:
 def test_packaged_weights_reach_the_logged_accuracy() -> None:
     if not FASHION_MNIST_DIRECTORY.is_dir():
         pytest.skip("the Debian package dataset-fashion-mnist is not installed")
-    logged = list(csv.DictReader((WEIGHTS / "repnext_nano_training.csv").open()))[-1]
+    logged = list(csv.DictReader((WEIGHTS / "repnext_nano_training.csv").read_text().splitlines()))[-1]
     model = timm.create_model("repnext_nano", pretrained=True)
     accuracy = evaluate(model, fashion_mnist("test"), NANO_NORMALIZATION)
     assert accuracy == pytest.approx(float(logged["test_accuracy"]), abs=5e-4)

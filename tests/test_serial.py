@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def pair(chain: Chain, *, bias: bool) -> tuple[Twin, Twin]:
     return inner, twins.conv(2, 2, (k2,), stride=s2, before=p2, bias=bias, seed=2)
 
 
-def brute_force(inner: Twin, outer: Twin, chain: Chain) -> object:
+def brute_force(inner: Twin, outer: Twin, chain: Chain) -> Any:
     """The only candidate: the true convolution of the two kernels, by the formulas of EXACTNESS.md."""
     _, s1, p1, _, k2, s2, p2 = chain
     w1, w2 = inner.map.values().planes, outer.map.values().planes  # dilation written out
@@ -155,7 +156,7 @@ def test_one_sided_padding_and_cropping() -> None:
     assert accepted > 100
 
 
-@pytest.mark.parametrize("groups", product((1, 2, 4), (1, 2, 4)), ids=str)
+@pytest.mark.parametrize("groups", list(product((1, 2, 4), (1, 2, 4))), ids=str)
 def test_groups_merge_on_the_incidence(groups: tuple[int, int]) -> None:
     inner = twins.conv(4, 8, (3, 2), before=(1, 0), groups=groups[0], seed=3)
     outer = twins.conv(8, 4, (2, 3), stride=(1, 2), groups=groups[1], seed=4)

@@ -24,7 +24,7 @@ def parts(**more: nn.Module) -> dict[str, nn.Module]:
 
 
 def trunk(s: Net, x: Tensor) -> Tensor:
-    return s.n(s.a(x)).relu()  # type: ignore[no-any-return, operator]
+    return s.n(s.a(x)).relu()
 
 
 def siamese(s: Net, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,29 +38,29 @@ def correlated(s: Net, x: Tensor) -> Tensor:
 def in_a_loop(s: Net, x: Tensor) -> Tensor:
     y = s.a(x)
     for _ in range(3):
-        y = s.n(s.b(y)).relu()  # type: ignore[operator]
-    return y  # type: ignore[no-any-return]
+        y = s.n(s.b(y)).relu()
+    return y
 
 
 def over_levels(s: Net, x: Tensor) -> list[Tensor]:
     """A detection head on a pyramid: one head, three sizes."""
     levels = [x, nn.functional.max_pool2d(x, 2), nn.functional.max_pool2d(x, 4)]
-    return [s.b(trunk(s, level)) for level in levels]  # type: ignore[operator]
+    return [s.b(trunk(s, level)) for level in levels]
 
 
 def own_norms(s: Net, x: Tensor) -> tuple[Tensor, Tensor]:
     """One convolution, a norm of its own for each caller (domain-specific batch norms)."""
-    return s.n(s.a(x)), s.m(s.a(x.flip(-1)))  # type: ignore[operator]
+    return s.n(s.a(x)), s.m(s.a(x.flip(-1)))
 
 
 def with_and_without(s: Net, x: Tensor) -> tuple[Tensor, Tensor]:
-    return s.n(s.a(x)), s.a(x.flip(-1))  # type: ignore[operator]
+    return s.n(s.a(x)), s.a(x.flip(-1))
 
 
 def functional(s: Net, x: Tensor) -> tuple[Tensor, Tensor]:
     """One weight, read by two calls of a function."""
-    w = s.a.weight  # type: ignore[union-attr]
-    return torch.conv2d(x, w, padding=1), torch.conv2d(x.flip(-1), w * 2.0, padding=1)  # type: ignore[arg-type, operator]
+    w = s.a.weight
+    return torch.conv2d(x, w, padding=1), torch.conv2d(x.flip(-1), w * 2.0, padding=1)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def test_what_is_shared_stays_shared(name: str, objective: str, example: bool) -
 @pytest.mark.parametrize("objective", ["single-branch", "macs"])
 def test_a_tie_between_two_modules(objective: str) -> None:
     model = Net(lambda s, x: (s.n(s.a(x)).relu(), s.m(s.b(x.flip(-1))).relu()), **parts(b=conv(3, 4, bias=False)))
-    model.b.weight = model.a.weight  # type: ignore[union-attr, assignment]
+    model.b.weight = model.a.weight
     hostile.prepared(model, 0)
     x = torch.randn(2, 3, 9, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     fused = repfx.reparameterize(model, objective=objective)
@@ -144,6 +144,6 @@ def test_a_shared_weight_still_learns_from_all_its_callers() -> None:
 def test_equal_numbers_are_no_sharing() -> None:
     """Two norms that agree by chance stay two functions of two weights."""
     model = hostile.prepared(Net(own_norms, **parts()), 0)
-    model.m.load_state_dict(model.n.state_dict())  # type: ignore[union-attr]
+    model.m.load_state_dict(model.n.state_dict())
     fused = repfx.reparameterize(model)
     assert weights(fused) == 2

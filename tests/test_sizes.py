@@ -155,7 +155,7 @@ def test_a_number_that_only_goes_into_an_operation_is_not_fixed() -> None:
         y = s.n(s.a(x))
         if x.shape[-1] > 4:
             y = F.pad(y, (0, 0, x.shape[2] // 2, 0))
-        z = F.conv2d(y, s.b.weight, None, 1, x.shape[2] // 3)
+        z = F.conv2d(y, s.b.weight, None, 1, x.shape[2] // 3)  # type: ignore[arg-type]
         return z.view(x.shape[0], -1, z.size(2) * z.size(3))
 
     model = net(run)

@@ -35,6 +35,7 @@ TOKENS = ((4,), (7, 4), (1, 4))  # channels are last; the input has shape (B, ch
 FLAT = ((),)
 
 Run = Callable[[Any, Tensor], Any]
+RunOfTwo = Callable[[Any, Tensor, Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ def before(run: Run, left: dict[str, int] | None = None, outputs: int = 3, **opt
     return Row(lambda s, x: s.a(run(s, x)), {"a": c(4, outputs, 1)}, left or ONE, **options)
 
 
-def two(run: Run, left: dict[str, int] | None = None) -> Row:
+def two(run: RunOfTwo, left: dict[str, int] | None = None) -> Row:
     """`run(self, a(x), b(x))` of a 3x3 and a 1x1 convolution of one value."""
     return Row(lambda s, x: run(s, s.a(x), s.b(x)), {"a": c(4, 4), "b": c(4, 4, 1)}, left or ONE)
 
 
-def heads(run: Run, left: dict[str, int] | None = None) -> Row:
+def heads(run: RunOfTwo, left: dict[str, int] | None = None) -> Row:
     """`run(self, a(x), b(x))` of two linear heads, each behind its norm."""
     parts = {
         "a": lambda: nn.Linear(4, 3), "b": lambda: nn.Linear(4, 3), "n": lambda: nn.BatchNorm1d(4),
@@ -204,7 +205,7 @@ def _concat(s: Any, pieces: Any) -> Tensor:
 
 
 def _concatenate(s: Any, pieces: Any) -> Tensor:
-    return torch.concatenate([pieces[0], s.a(pieces[1]), s.b(pieces[2])], axis=1)
+    return torch.concatenate([pieces[0], s.a(pieces[1]), s.b(pieces[2])], axis=1)  # type: ignore[call-arg]
 
 
 def _cat_negative(s: Any, pieces: Any) -> Tensor:
@@ -239,7 +240,7 @@ PADDINGS: dict[str, Row] = {
     "torch.nn.functional.pad twice": valid(lambda s, x: F.pad(F.pad(x, (1, 1)), (0, 0, 1, 1))),
     **{
         f"norm, then F.pad {mode}": Row(
-            lambda s, x, mode=mode: s.a(F.pad(s.n(x), (1, 1, 2, 1), mode=mode)),
+            lambda s, x, mode=mode: s.a(F.pad(s.n(x), (1, 1, 2, 1), mode=mode)),  # type: ignore[misc]
             {"a": c(4, 3, 3, 0), "n": lambda: BN(4)},
             ONE | {"others": 6 if mode == "circular" else 1},
             sizes=LARGE,
@@ -309,7 +310,7 @@ PADDINGS: dict[str, Row] = {
 }
 POOLS: dict[str, Row] = {
     **{
-        name: Row(lambda s, x, run=run: s.a(x) + run(x), {"a": c(4, 4, groups=4)})
+        name: Row(lambda s, x, run=run: s.a(x) + run(x), {"a": c(4, 4, groups=4)})  # type: ignore[misc]
         for name, run in {
             "F.avg_pool2d": lambda x: F.avg_pool2d(x, 3, 1, 1),
             "F.avg_pool2d by keyword": lambda x: F.avg_pool2d(x, kernel_size=(3, 3), stride=1, padding=1),

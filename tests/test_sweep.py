@@ -107,7 +107,7 @@ def test_a_wrong_fold_is_reported(monkeypatch: pytest.MonkeyPatch, factor: float
             bias.mul_(factor)
         return fused
 
-    monkeypatch.setattr(sweep_examine.repfx, "reparameterize", perturbed)
+    monkeypatch.setattr(sweep_examine.repfx, "reparameterize", perturbed)  # type: ignore[attr-defined]
     row = examine(Subject("timm", "test_resnet", "resnet", 64))
     assert row.status == "wrong"
     assert "relative error" in row.message
@@ -117,7 +117,7 @@ def test_an_exception_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> nn.Module:
         raise KeyError("a node")
 
-    monkeypatch.setattr(sweep_examine.repfx, "reparameterize", broken)
+    monkeypatch.setattr(sweep_examine.repfx, "reparameterize", broken)  # type: ignore[attr-defined]
     row = examine(Subject("timm", "test_resnet", "resnet", 64))
     assert (row.status, row.stage) == ("exception", "compile")
     assert "KeyError" in row.message
@@ -131,7 +131,7 @@ def test_a_change_of_the_original_is_reported(monkeypatch: pytest.MonkeyPatch) -
             next(model.parameters()).add_(0)
         return honest(model, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep_examine.repfx, "reparameterize", careless)
+    monkeypatch.setattr(sweep_examine.repfx, "reparameterize", careless)  # type: ignore[attr-defined]
     row = examine(Subject("timm", "test_resnet", "resnet", 64))
     assert not row.untouched
     assert not row.passed

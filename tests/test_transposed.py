@@ -68,7 +68,7 @@ def test_read_and_written_back(groups: int) -> None:
     """Also behind a batch norm and behind a 1x1 convolution."""
     for case in every():
         kernel = case.pop("kernel")
-        twin = transposed(4, 6, (kernel,), groups=groups, **case)
+        twin = transposed(4, 6, (kernel,), groups=groups, **case)  # type: ignore[arg-type]
         assert_computes(twin.map, twin.run, LENGTHS[:6], case)
         norm, point = twins.norm(6, 1), twins.conv(6, 3, (1,))
         assert_computes(compose(norm.map, twin.map), chained(twin, norm), LENGTHS[:6], case)
@@ -287,7 +287,7 @@ STAYS = {
 @pytest.mark.parametrize("name", STAYS)
 def test_stays(name: str) -> None:
     run, parts, reason, place, fact, kept = STAYS[name]
-    network = Net(run, **{part: make() for part, make in parts.items()})
+    network = Net(run, **{part: make() for part, make in parts.items()})  # type: ignore[attr-defined]
     _, fused = compiled(network, 4, ((8, 8),))
     assert_declined(fused, reason, place, fact)
     found = counted(left(fused, 4))

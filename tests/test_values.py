@@ -45,7 +45,7 @@ def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def summed(*parts: Twin) -> Twin:
-    return Twin(exact(add([p.map for p in parts])), lambda x: sum(p.run(x) for p in parts))
+    return Twin(exact(add([p.map for p in parts])), lambda x: sum(p.run(x) for p in parts))  # type: ignore[arg-type, return-value]
 
 
 def joined(*parts: Twin) -> Twin:

@@ -12,8 +12,8 @@ from repfx import export
 from repfx.cli import options as given
 from repfx.cli.subject import Request, load_subject
 from repfx.cli.terminal import Terminal
+from repfx.drawing import check_drawable, operations_of
 from repfx.drawing import draw as draw_to
-from repfx.drawing import operations_of
 
 HELP = """Draw the module AT of MODEL, before and after fusing, side by side.
 
@@ -41,6 +41,7 @@ def draw(
     debug: given.Debug = False,
 ) -> int:
     terminal = Terminal(quiet, False, debug)
+    check_drawable(out)
     chosen = given.chosen_objective(objective, export.RECOMMENDED_OBJECTIVE[".safetensors"])
     request = Request(
         model,

@@ -26,6 +26,7 @@ class Wish:
     def check(self) -> None:
         """Raise `UserError` unless the path could be written as things stand."""
         export.recommended_objective(self.path)
+        export.require_packages(self.path)
         check_writable(self.path, directory=self.path.suffix == ".mlpackage")
         if self.target not in export.TARGETS:
             raise UserError(f"unknown deployment target {self.target!r}; it is {' or '.join(export.TARGETS)}.")

@@ -1,6 +1,6 @@
 """Pictures: one module of a network before and after, as two graphs side by side.
 
-Owns: fx graphs -> networkx graphs of executed operations -> a matplotlib figure.  Values run
+Owns: fx graphs -> networkx graphs of executed operations.  `ink` makes a matplotlib figure of them.  Values run
 from top to bottom.  Weights, constants and operations that do nothing (Identity, eval dropout, taking
 one part of a split) are left out; nested sums are one sum.  A network that does not trace as a whole is
 refused.
@@ -8,42 +8,22 @@ refused.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import networkx as nx
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
-from matplotlib.path import Path as Curve
 from torch import fx, nn
 
 from repfx.capture import capture
 from repfx.compiler import report
-from repfx.drawing.layered import Layout, layout_of
+from repfx.drawing.boxes import Box
 from repfx.errors import UserError
+from repfx.extras import require
 from repfx.graph import OPERATIONS, Constants, Draws, OpInfo, OpKind, name_of, operation_named, place_of
-from repfx.io import whole_output
+from repfx.io import check_writable, whole_output
 from repfx.layers import BorderTerm
 
 ENDINGS = (".png", ".svg", ".pdf")
-COLOURS = {  # kind of operation -> fill; chosen to differ in lightness too
-    "depthwise convolution": "#9ecae9",
-    "convolution": "#4c92c3",
-    "linear": "#4c92c3",
-    "norm": "#f7c97f",
-    "border term": "#f28e6b",
-    "add": "#d9d9d9",
-    "split, concatenate": "#b6dfb3",
-    "activation": "#cdb5e3",
-    "other": "#efefef",
-    "value": "#ffffff",
-}
-DARK = ("convolution", "linear")  # fills that carry white text
-LETTER, LINE = 0.082, 0.155  # inches that one character and one line of a label take
 FILLS = {  # what kinds of operations are drawn as; those left out are drawn as "other"
     OpKind.CONVOLUTION: "convolution",
     OpKind.TRANSPOSED: "convolution",
@@ -68,24 +48,6 @@ LABELS = {  # where the code's own word would not do
 }
 
 
-@dataclass(frozen=True)
-class Box:
-    """One operation of a picture."""
-
-    label: str
-    kind: str  # a key of COLOURS
-
-    @property
-    def width(self) -> float:
-        """Inches, wide enough for the longest line."""
-        return max(0.42, 0.14 + LETTER * max(len(line) for line in self.label.split("\n")))
-
-    @property
-    def height(self) -> float:
-        """Inches, high enough for all lines."""
-        return 0.13 + LINE * len(self.label.split("\n"))
-
-
 def draw(model: nn.Module, fused: nn.Module, at: str, path: str | Path) -> Path:
     """Draw the module `at` of `model`, and what became of it in `fused`, to a .png, .svg or .pdf file.
 
@@ -96,19 +58,28 @@ def draw(model: nn.Module, fused: nn.Module, at: str, path: str | Path) -> Path:
         path: where the picture goes.
 
     Raises:
-        UserError: no such module, an unknown ending, or a network that torch.fx cannot trace.
+        UserError: no such module, an unknown ending, no matplotlib, or a network that torch.fx cannot trace.
     """
     path = Path(path)
-    if path.suffix not in ENDINGS:
-        raise UserError(f"{path}: unknown ending; a picture ends in {', '.join(ENDINGS)}.")
+    check_drawable(path)
+    from repfx.drawing.ink import figure_of  # it needs matplotlib, which an extra brings
+
     record = report(fused)
     before, after = operations_of(model, at), operations_after(fused, at)
-    figure = _figure(
+    figure = figure_of(
         [("before", before), ("after", after)], f"{record.model}  {at}".rstrip(), f"objective {record.objective}"
     )
     with whole_output(path) as staged:
         figure.savefig(staged, dpi=144)
     return path
+
+
+def check_drawable(path: Path) -> None:
+    """Raise `UserError` unless a picture could be written at `path` as things stand."""
+    if path.suffix not in ENDINGS:
+        raise UserError(f"{path}: unknown ending; a picture ends in {', '.join(ENDINGS)}.")
+    require(f"{path}: drawing it", "matplotlib")
+    check_writable(path)
 
 
 def operations_of(model: nn.Module, at: str = "") -> nx.DiGraph[str]:
@@ -272,94 +243,3 @@ def _flatten_sums(picture: nx.DiGraph[str]) -> None:
         if len(readers) == 1 and all(picture.nodes[n]["box"].kind == "add" for n in (name, readers[0])):
             picture.add_edges_from((source, readers[0]) for source in list(picture.predecessors(name)))
             picture.remove_node(name)
-
-
-# --- ink ------------------------------------------------------------------------------------------
-
-
-def _figure(panels: Sequence[tuple[str, nx.DiGraph[str]]], title: str, subtitle: str) -> Figure:
-    """The panels side by side at one scale, a heading and a legend."""
-    layouts = [layout_of(picture, _sizes(picture)) for _, picture in panels]
-    spans = [_span(picture, layout) for (_, picture), layout in zip(panels, layouts)]
-    top, bottom, between = 1.0, 0.62, 0.5
-    widths = [max(2.4, right - left) for left, right, _ in spans]
-    height = max(depth for _, _, depth in spans) + top + bottom
-    width = sum(widths) + between * (len(panels) + 1)
-    figure = Figure(figsize=(width, height), facecolor="white")
-    figure.text(between / width, 1 - 0.30 / height, title, fontsize=14, fontweight="bold", va="center")
-    figure.text(1 - between / width, 1 - 0.30 / height, subtitle, fontsize=11, color="#555555", va="center", ha="right")
-    at = between
-    for (name, picture), layout, span, own in zip(panels, layouts, spans, widths):
-        axes = figure.add_axes((at / width, bottom / height, own / width, (height - top - bottom) / height))
-        axes.set_axis_off()
-        middle = (span[0] + span[1]) / 2
-        axes.set_xlim(middle - own / 2, middle + own / 2)
-        axes.set_ylim(0.3 - (height - top - bottom), 0.3)
-        _ink(axes, picture, layout)
-        heading = f"{name}:  {_summary(picture)}"
-        figure.text((at + own / 2) / width, 1 - 0.72 / height, heading, fontsize=11, va="center", ha="center")
-        at += own + between
-    kinds = {picture.nodes[n]["box"].kind for _, picture in panels for n in picture} - {"value"}
-    handles = [Patch(facecolor=COLOURS[k], edgecolor="#333333", label=k) for k in COLOURS if k in kinds]
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=10)
-    return figure
-
-
-def _sizes(picture: nx.DiGraph[str]) -> dict[str, tuple[float, float]]:
-    boxes = {name: picture.nodes[name]["box"] for name in picture}
-    return {name: (box.width, box.height) for name, box in boxes.items()}
-
-
-def _span(picture: nx.DiGraph[str], layout: Layout) -> tuple[float, float, float]:
-    """(left, right, depth) of a drawing in inches."""
-    half = {name: picture.nodes[name]["box"].width / 2 for name in picture}
-    left = min(x - half[name] for name, (x, _) in layout.places.items())
-    right = max(x + half[name] for name, (x, _) in layout.places.items())
-    bends = [x for route in layout.routes.values() for x, _ in route]
-    depth = -min(y for _, y in layout.places.values())
-    return min([left, *bends]) - 0.1, max([right, *bends]) + 0.1, depth + 0.6
-
-
-def _summary(picture: nx.DiGraph[str]) -> str:
-    counted = Counter(picture.nodes[name]["box"].kind for name in picture)
-    convolutions = counted["convolution"] + counted["depthwise convolution"]
-    parts = [(convolutions, "conv"), (counted["linear"], "linear"), (counted["norm"], "norm")]
-    parts += [(counted["border term"], "border term"), (counted["split, concatenate"], "split or cat")]
-    return ", ".join(f"{number} {word}" for number, word in parts if number) or "nothing"
-
-
-def _ink(axes: Axes, picture: nx.DiGraph[str], layout: Layout) -> None:
-    for a, b in picture.edges:
-        low, high = picture.nodes[a]["box"].height / 2, picture.nodes[b]["box"].height / 2
-        (xa, ya), (xb, yb) = layout.places[a], layout.places[b]
-        points = [(xa, ya - low), *layout.routes[a, b], (xb, yb + high)]
-        arrow = FancyArrowPatch(
-            path=_curve(points), arrowstyle="-|>", mutation_scale=9, lw=1.1, color="#666666", shrinkA=0, shrinkB=0
-        )
-        axes.add_patch(arrow)
-    for name, (x, y) in layout.places.items():
-        box: Box = picture.nodes[name]["box"]
-        corner = (x - box.width / 2 + 0.05, y - box.height / 2 + 0.05)
-        shape = FancyBboxPatch(
-            corner,
-            box.width - 0.1,
-            box.height - 0.1,
-            boxstyle="round,pad=0.05,rounding_size=0.07",
-            facecolor=COLOURS[box.kind],
-            edgecolor="#333333",
-            lw=0.0 if box.kind == "value" else 0.9,
-            zorder=2,
-        )
-        axes.add_patch(shape)
-        colour = "white" if box.kind in DARK else "#111111"
-        axes.text(x, y, box.label, ha="center", va="center", fontsize=9.5, color=colour, zorder=3, linespacing=1.15)
-
-
-def _curve(points: Sequence[tuple[float, float]]) -> Curve:
-    """Through the points, leaving and arriving vertically."""
-    vertices, codes = [points[0]], [Curve.MOVETO]
-    for (xa, ya), (xb, yb) in pairwise(points):
-        half = (ya - yb) / 2
-        vertices += [(xa, ya - half), (xb, yb + half), (xb, yb)]
-        codes += [Curve.CURVE4] * 3
-    return Curve(vertices, codes)

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from repfx.errors import UserError, first_line
 from repfx.export.program import ExportError, export_program, flat_outputs, port_names
+from repfx.extras import require
 from repfx.io import check_writable, whole_output
 
+PACKAGES = ("coremltools",)  # the extra `coreml`
 Precision = Literal["fp16", "fp32"]
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")  # the first with ML programs, and later
 LARGEST_BATCH = 64  # of a free-batch package; Core ML wants an upper bound
@@ -62,6 +64,7 @@ def to_coreml(
     with `dynamic_batch`.  Raises `UserError`: `ExportError` where an operation has no Core ML form.
     """
     path = Path(path)
+    require(f"{path}: writing a Core ML package", *PACKAGES)
     check_writable(path, directory=True)
     if precision not in ("fp16", "fp32"):
         raise UserError(f"unknown precision {precision!r}; Core ML computes in fp16 or fp32.")
@@ -126,6 +129,7 @@ def _specification(path: Path) -> Any:
     """The package's protobuf specification, read without the Core ML framework."""
     if not path.is_dir():
         raise UserError(f"{path}: there is no such Core ML package.")
+    require(f"{path}: reading a Core ML package", *PACKAGES)
     try:
         return _coremltools().models.MLModel(str(path), skip_model_load=True).get_spec()
     except Exception as error:  # a damaged package raises almost anything

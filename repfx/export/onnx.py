@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from repfx.errors import UserError, first_line
 from repfx.export.program import ExportError, export_program, flat_outputs, measured_error, port_names
+from repfx.extras import require
 from repfx.io import check_writable, whole_output
 
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the extra `onnx`
 LARGEST = 2 * 1024**3 - 1  # bytes; what one protobuf message, and so one file, can hold
 
 
@@ -46,9 +48,10 @@ def to_onnx(
     torch's exporter.  Inputs are named `input` or `input_0, ...`, outputs `output` or `output_0, ...`.
     Raises `UserError`: `ExportError` where an operation has no ONNX form.
     """
+    path = Path(path)
+    require(f"{path}: writing an .onnx file", *PACKAGES)
     import onnx
 
-    path = Path(path)
     check_writable(path)
     if sum(value.nbytes for value in module.state_dict().values() if isinstance(value, Tensor)) > LARGEST:
         raise UserError(f"{path}: the weights exceed the 2 GiB that one .onnx file holds; save .pt2 instead.")

@@ -29,6 +29,7 @@ from torch import nn
 
 from repfx.capture import plain_module
 from repfx.errors import UserError, first_line
+from repfx.extras import require
 
 GRAMMAR = (
     "repnext_m1, timm:NAME, torchvision:NAME, package.module:factory, path/to/file.py:factory or path/to/model.pt2"
@@ -86,6 +87,7 @@ def is_registry_name(spec: str) -> bool:
 
 
 def _from_timm(spec: str, name: str, options: dict[str, object], pretrained: bool) -> NamedModel:
+    require(f"{spec!r}: a name of timm's or repnext's", "timm")
     import timm
 
     importlib.import_module("repnext")  # registers its variants with timm
@@ -101,6 +103,7 @@ def _from_timm(spec: str, name: str, options: dict[str, object], pretrained: boo
 
 
 def _from_torchvision(spec: str, name: str, options: dict[str, object], pretrained: bool) -> NamedModel:
+    require(f"{spec!r}: a name of torchvision's", "torchvision")
     import torchvision
 
     known = torchvision.models.list_models()

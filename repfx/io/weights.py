@@ -157,7 +157,9 @@ def _pickled_code(error: Exception) -> str:
 def _cause(path: Path, error: Exception) -> str:
     if isinstance(error, EOFError):
         return ": it ends too early"
-    if zipfile.is_zipfile(path) or path.open("rb").read(2) == b"PK":
+    with path.open("rb") as file:
+        begins_as_archive = file.read(2) == b"PK"
+    if begins_as_archive or zipfile.is_zipfile(path):
         return ": the archive is damaged or cut short"
     return ": it is neither a torch archive nor a pickle"
 

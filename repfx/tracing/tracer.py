@@ -33,14 +33,14 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from repfx.graph import is_shape, note_module
 from repfx.introspection import CHANGES_CONTAINERS, frame_of_caller, tests_for_none
-from repfx.layers import EMITTED, ArgumentGuard, CustomFunction, Guard
+from repfx.layers import EMITTED, OPEN, ArgumentGuard, CustomFunction, Guard
 from repfx.state import Unknown, Unread, spoil
 from repfx.tracing.answers import AS_TEXT, Answers
 from repfx.tracing.islands import may_return_none
 from repfx.tracing.leaves import computes_as_torch, computes_otherwise, draws_or_keeps, has_own_call, holds_values
 from repfx.tracing.modes import RANDOM, generators, same_generators
 from repfx.tracing.recording import RecordingTracer
-from repfx.tracing.signature import OPEN, VARIADIC, Example, Passed, SignatureTracer, example_values, guarded, templates
+from repfx.tracing.signature import VARIADIC, Example, Passed, SignatureTracer, example_values, guarded, templates
 from repfx.tracing.sized_answers import SizedAnswers
 from repfx.tracing.surroundings import Surroundings, World, entered
 

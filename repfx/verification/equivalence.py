@@ -50,7 +50,8 @@ def verify(
     """Compare two models on the given inputs and on hostile variants of them.
 
     Args:
-        model, fused: the models; neither is changed.
+        model: the original; it is not changed.
+        fused: the compiled model; it is not changed.
         example_inputs: positional arguments of one forward.
         example_kwargs: its keyword arguments.
         dtype: precision to compare in (copies are cast; constants that the code makes and casts that it does

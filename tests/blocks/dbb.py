@@ -15,7 +15,7 @@ PAPER = "2103.13425"
 
 def response_to_zero(norm: nn.BatchNorm2d) -> Tensor:
     """What the batch norm makes of a zero: (C,)."""
-    return norm.bias - norm.running_mean * norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return norm.bias - norm.running_mean * norm.weight / torch.sqrt(norm.running_var + norm.eps)  # type: ignore[arg-type]
 
 
 class BNAndPad(nn.Module):

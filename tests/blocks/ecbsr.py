@@ -23,7 +23,7 @@ class Expand(nn.Module):
         self.outer = nn.Conv2d(2 * in_channels, out_channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outer(bordered(self.inner(x), self.inner.bias, 1))
+        return self.outer(bordered(self.inner(x), self.inner.bias, 1))  # type: ignore[arg-type]
 
 
 class Edge(nn.Module):
@@ -37,7 +37,7 @@ class Edge(nn.Module):
         self.register_buffer("mask", torch.tensor(mask).expand(out_channels, 1, 3, 3).clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        y = bordered(self.inner(x), self.inner.bias, 1)
+        y = bordered(self.inner(x), self.inner.bias, 1)  # type: ignore[arg-type]
         return F.conv2d(y, self.scale * self.mask, self.bias, groups=len(self.scale))
 
 

@@ -23,7 +23,7 @@ class InceptionDWConv2d(nn.Module):
         self.split = (channels - 3 * part, part, part, part)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_id, x_hw, x_w, x_h = torch.split(x, self.split, dim=1)
+        x_id, x_hw, x_w, x_h = torch.split(x, self.split, dim=1)  # type: ignore[arg-type]
         return torch.cat((x_id, self.dwconv_hw(x_hw), self.dwconv_w(x_w), self.dwconv_h(x_h)), dim=1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,10 +13,10 @@ from repfx.decline import Reason
 from tests.compiling import Net, assert_declined, compiled, counted, left, only
 
 ALONE = only(AverageHeads())
-VECTOR = {"sizes": ((),), "example": ()}
+VECTOR: dict[str, Any] = {"sizes": ((),), "example": ()}
 
 
-def heads(run: object, second: int = 4) -> Net:
+def heads(run: Any, second: int = 4) -> Net:
     return Net(
         run, a=nn.Linear(4, 3), b=nn.Linear(second, 3), n=nn.BatchNorm1d(4), m=nn.BatchNorm1d(4), c=nn.Linear(4, 3)
     )
@@ -40,7 +42,7 @@ def test_averaged(name: str) -> None:
         lambda s, x: (s.a(s.n(x)) + s.b(s.m(x)) + s.c(x)) / 3,
     ],
 )
-def test_every_spelling_with_all_passes(run: object) -> None:
+def test_every_spelling_with_all_passes(run: Any) -> None:
     _, fused = compiled(heads(run), 4, **VECTOR)
     assert counted(left(fused, 4, ())) == {"linears": 1}
 

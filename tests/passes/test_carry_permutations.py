@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +16,12 @@ ALONE = only(CarryPermutations())
 ORDER = torch.tensor([2, 0, 3, 1])
 
 
-def permuted(run: object, **more: object) -> Net:
+def permuted(run: Any, **more: object) -> Net:
     return Net(run, a=conv(4, 4), b=conv(4, 3, 1), i=ORDER, **more)
 
 
 def pick(s: Net, x: Tensor) -> Tensor:
-    return torch.index_select(x, 1, s.i)
+    return torch.index_select(x, 1, s.i)  # type: ignore[arg-type]
 
 
 def test_through_an_activation_into_a_dense_convolution() -> None:

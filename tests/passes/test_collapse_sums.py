@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from tests.compiling import Net, assert_declined, compiled, conv, counted, left,
 ALONE = only(CollapseSums())
 
 
-def branches(run: object, **more: nn.Module) -> Net:
+def branches(run: Any, **more: nn.Module) -> Net:
     return Net(run, a=conv(4, 4), b=conv(4, 4, 1), n=nn.BatchNorm2d(4), **more)
 
 

@@ -69,7 +69,7 @@ RESIZES: dict[str, tuple[Callable[[Net, Tensor], Tensor], dict[str, nn.Module]]]
     "bicubic": (lambda s, y: s.u(y), {"u": nn.Upsample(scale_factor=3, mode="bicubic")}),
     "align_corners": (lambda s, y: F.interpolate(y, None, 2, "bilinear", True), {}),
     "to a size": (lambda s, y: F.interpolate(y, size=(5, 9), mode="bilinear"), {}),
-    "to the size of another": (lambda s, y: F.interpolate(y, size=s.x.shape[-2:], mode="nearest"), {}),
+    "to the size of another": (lambda s, y: F.interpolate(y, size=s.x.shape[-2:], mode="nearest"), {}),  # type: ignore[arg-type]
     "downwards": (lambda s, y: F.interpolate(y, scale_factor=0.5, mode="bilinear", antialias=True), {}),
     "uncounted padding": (lambda s, y: s.p(y), {"p": nn.AvgPool2d(3, 2, 1, count_include_pad=False)}),
     "ceil mode": (lambda s, y: s.p(y), {"p": nn.AvgPool2d(3, 2, ceil_mode=True)}),
@@ -147,7 +147,7 @@ def test_linear_maps_of_tokens_and_layouts() -> None:
     _, fused = compiled(model, 4, TOKENS, (7,), **ALONE)
     assert left(fused, 4, (7,)).linears == 1
 
-    model = Net(  # ConvNeXt's layer scale behind a permutation
+    model = Net(  # type: ignore[assignment]  # ConvNeXt's layer scale behind a permutation
         lambda s, x: s.a(torch.relu(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2) * s.g,
         a=nn.Linear(4, 4), g=nn.Parameter(torch.ones(4, 1, 1)),
     )  # fmt: skip

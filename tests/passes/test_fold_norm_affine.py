@@ -17,7 +17,7 @@ from repfx.decline import Reason
 from tests import hostile
 from tests.compiling import Net, assert_declined, compiled, conv, declines, left
 
-ALONE = {"passes": (FoldNormAffine(),)}
+ALONE: dict[str, Any] = {"passes": (FoldNormAffine(),)}
 TOKENS = ((7, 4), (1, 4), (12, 4))
 
 

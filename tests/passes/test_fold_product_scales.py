@@ -82,7 +82,12 @@ def apart(s: Net, x: Tensor) -> Tensor:
     return (s.q(x).transpose(1, 2).contiguous().transpose(1, 2) @ s.k(x).mT * 0.3).sigmoid()
 
 
-PARTS = {"a": nn.Linear(WIDTH, 18), "b": nn.Linear(WIDTH, 16), "q": nn.Linear(WIDTH, 4), "k": nn.Linear(WIDTH, 4)}
+PARTS: dict[str, Any] = {
+    "a": nn.Linear(WIDTH, 18),
+    "b": nn.Linear(WIDTH, 16),
+    "q": nn.Linear(WIDTH, 4),
+    "k": nn.Linear(WIDTH, 4),
+}
 
 
 @pytest.mark.parametrize("run", [vision, levit, queries, indexed, apart], ids=lambda run: run.__name__)

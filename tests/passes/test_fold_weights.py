@@ -55,7 +55,7 @@ def test_one_convolution_and_nothing_that_makes_its_weight(name: str) -> None:
 
 def test_a_plain_weight_stays() -> None:
     original, fused = compiled(Net(lambda s, x: s.a(x), a=conv(4, 6)), 4, **ALONE)
-    assert torch.equal(fused.a.weight, original.a.weight)
+    assert torch.equal(fused.a.weight, original.a.weight)  # type: ignore[arg-type]
     assert not repfx.report(fused).merges
 
 

@@ -30,7 +30,7 @@ def test_bias_of_the_stacked_form_is_one_call_too() -> None:
 
     for shape in ((2, 5, 5), (1, 2, 5, 5), (5, 5), (1, 5)):
         model = Net(run, a=nn.Linear(WIDTH, 18), b=nn.Parameter(torch.randn(shape)))
-        model.scale = 0.4
+        model.scale = 0.4  # type: ignore[assignment]
         fused = fused_tokens(model, tokens=(5,), **ALONE)
         (call,) = calls(fused)
         assert call.kwargs["scale"] == 0.4, shape
@@ -133,7 +133,7 @@ def test_masks() -> None:
 
     given: dict[str, tuple[Callable[[Net, Tensor, Tensor], Tensor], str]] = {
         "from the input": (lambda s, y, x: y + x.sum(-1)[:, None], "that is computed from the input"),
-        "filled": (lambda s, y, x: y.masked_fill(s.b, -1e9), "changes its scores by masked_fill"),
+        "filled": (lambda s, y, x: y.masked_fill(s.b, -1e9), "changes its scores by masked_fill"),  # type: ignore[arg-type]
         "of the input's size": (
             lambda s, y, x: y + x.new_ones(x.shape[1], x.shape[1]).triu(1),
             "that is computed from the input",

@@ -296,7 +296,7 @@ def test_exported_trained_and_compiled_again() -> None:
     fused(x).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in fused.parameters())
     original(x).square().sum().backward()
-    assert torch.allclose(dict(fused.named_parameters())["b"].grad, original.b.grad)
+    assert torch.allclose(dict(fused.named_parameters())["b"].grad, original.b.grad)  # type: ignore[arg-type]
 
 
 def test_explain_counts_without_weights() -> None:

@@ -188,7 +188,7 @@ def _gradient(leaf: Tensor, leaves: tuple[tuple[str, Any], ...]) -> Tensor | Non
 
 
 def _generators() -> tuple[Any, ...]:
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
 
 def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:

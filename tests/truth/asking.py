@@ -72,7 +72,7 @@ class Axis(enum.IntEnum):
 
 def tried(s: Net, x: Tensor) -> Tensor:
     try:
-        size = x.sizes  # type: ignore[attr-defined]
+        size = x.sizes
     except AttributeError:
         size = 1.0
     return both(s, x) * size
@@ -132,7 +132,7 @@ def shrinking(s: Net, x: Tensor) -> Tensor:
 
 
 def by_name(s: Net, x: Tensor) -> Tensor:
-    return getattr(both(s, x), "relu" if hasattr(x, "relu") else "neg")()  # type: ignore[no-any-return]
+    return getattr(both(s, x), "relu" if hasattr(x, "relu") else "neg")()
 
 
 def attribute_or(s: Net, x: Tensor) -> Tensor:
@@ -266,10 +266,10 @@ def caught_unpacking(s: Net, x: Tensor) -> Tensor:
 
 
 CASES = {
-    **{name: Case(run) for name, run in QUESTIONS.items()},  # type: ignore[arg-type]
+    **{name: Case(run) for name, run in QUESTIONS.items()},
     "no items": Case(tried_to_count, STAYS),
     "an index that is caught": Case(caught_index),
     "an index that is suppressed": Case(suppressed_index),
     "an unpacking that is caught": Case(caught_unpacking, STAYS, sized=FOLDS),
-    **{name: Case(run, STAYS, sized=FOLDS) for name, run in NEEDS_SIZES.items()},  # type: ignore[arg-type]
+    **{name: Case(run, STAYS, sized=FOLDS) for name, run in NEEDS_SIZES.items()},
 }

@@ -215,9 +215,9 @@ class SpectralNorm:
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         with torch.no_grad():
-            flat = module.weight_orig.flatten(1)  # type: ignore[operator, union-attr]
-            module.u = nn.functional.normalize(flat @ (flat.t() @ module.u), dim=0)  # type: ignore[operator]
-        module.weight = module.weight_orig / module.u.abs().sum()  # type: ignore[assignment, operator, union-attr]
+            flat = module.weight_orig.flatten(1)
+            module.u = nn.functional.normalize(flat @ (flat.t() @ module.u), dim=0)
+        module.weight = module.weight_orig / module.u.abs().sum()
 
 
 def spectral() -> nn.Module:

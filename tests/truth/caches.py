@@ -29,7 +29,7 @@ STORE = Store()
 
 def reset() -> None:
     for table in (GRIDS, TEXTS, LAST, RECENT, ANY, Store.grids, vars(STORE)):
-        table.clear()  # type: ignore[attr-defined]
+        table.clear()
     lines.cache_clear()
 
 
@@ -100,7 +100,7 @@ def moving_average(s: Net, x: Tensor) -> Tensor:
 def streaming(s: Net, x: Tensor) -> Tensor:
     y = first(s, x)
     RECENT.append(y.mean((2, 3)).detach())
-    return second(s, y) + sum(RECENT).mean()  # type: ignore[union-attr]
+    return second(s, y) + sum(RECENT).mean()
 
 
 def only_noted(s: Net, x: Tensor) -> Tensor:

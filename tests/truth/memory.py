@@ -27,7 +27,7 @@ def data_set_by_name(s: Net, x: Tensor) -> Tensor:
 
 def data_past_the_instance(s: Net, x: Tensor) -> Tensor:
     y = first(s, x)
-    torch.Tensor.data.__set__(y, y.sign())  # type: ignore[attr-defined]
+    torch.Tensor.data.__set__(y, y.sign())
     return second(s, y)
 
 

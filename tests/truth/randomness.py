@@ -182,7 +182,7 @@ CASES = {
     "counts in a default": Case(
         counted_by_default, STAYS, reset=reset_default, because="reads what an earlier forward wrote"
     ),
-    "counts in a closure": Case(_run, STAYS, reset=_restart, because="an earlier forward wrote"),  # type: ignore[arg-type]
+    "counts in a closure": Case(_run, STAYS, reset=_restart, because="an earlier forward wrote"),
     "counts in an object": Case(
         lambda s, x: both(s, x) * s.counted.step(), STAYS, parts={"counted": Counted},
         because="reads what an earlier forward wrote",
