@@ -8,7 +8,7 @@ one padding mode is in use.  The support is the union of the supports, never an 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import lcm
@@ -91,13 +91,7 @@ def concat(parts: Sequence[AffineConv]) -> AffineConv | Decline:
         values = moved(values)
         planes = row_wise(window.shape(incidence), home(values), _stacking(values, starts, window))
         bias = torch.cat([v.bias for v in values])
-        ones = []
-        for border, given in borders.contributions([v.ones for v in values]):
-            one = bias.new_zeros(incidence.outputs, *border.kernel)
-            for i, taps in given:
-                one[starts[i] : starts[i + 1]] += taps
-            ones.append(one)
-        return Values(planes, bias, tuple(ones))
+        return Values(planes, bias, tuple(_stacked_terms(borders, values, starts, bias)))
 
     copies = [part.selection for part in parts if part.selection is not None]
     selection = np.concatenate(copies) if len(copies) == len(parts) else None
@@ -121,6 +115,15 @@ def _stacking(values: Sequence[Values], starts: Sequence[int], window: _Window) 
                 v.write(slice(low - starts[i], high - starts[i]), own[low - begin : high - begin])
 
     return write
+
+
+def _stacked_terms(borders: United, values: Sequence[Values], starts: Sequence[int], like: Tensor) -> Iterator[Tensor]:
+    """The taps of each border term of a concatenation: zero where a part has none."""
+    for border, given in borders.contributions([v.ones for v in values]):
+        one = like.new_zeros(starts[-1], *border.kernel)
+        for i, taps in given:
+            one[starts[i] : starts[i + 1]] += taps
+        yield one
 
 
 def _side_by_side(

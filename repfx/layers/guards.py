@@ -55,14 +55,14 @@ def _matches(given: Any, wanted: Any) -> bool:
     if isinstance(wanted, tuple | list):
         return isinstance(given, type(wanted)) and len(given) == len(wanted) and all(map(_matches, given, wanted))
     if isinstance(wanted, dict):
-        return isinstance(given, dict) and given.keys() == wanted.keys() and _matches_each(given, wanted)
+        return isinstance(given, dict) and _matches_each(given, wanted)
     if wanted is None or isinstance(given, Tensor):
         return given is wanted
     return isinstance(given, type(wanted)) and bool(given == wanted)
 
 
 def _matches_each(given: dict[Any, Any], wanted: dict[Any, Any]) -> bool:
-    return all(_matches(given[key], wanted[key]) for key in wanted)
+    return given.keys() == wanted.keys() and all(_matches(given[key], wanted[key]) for key in wanted)
 
 
 def _argument_message(model: str, name: str, given: Any, wanted: Any) -> str:

@@ -91,12 +91,17 @@ def _resized(x: Any, old: tuple[int, ...], new: tuple[int, ...], generator: torc
     return noise.to(x.device, x.dtype)
 
 
-def _required(model: nn.Module) -> list[str]:
-    """The arguments that a forward asks for; its first where it asks for none."""
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    """The parameters of a forward; none where it does not tell."""
     try:
-        parameters = list(inspect.signature(model.forward).parameters.values())
+        return list(inspect.signature(model.forward).parameters.values())
     except (TypeError, ValueError):
         return []
+
+
+def _required(model: nn.Module) -> list[str]:
+    """The arguments that a forward asks for; its first where it asks for none."""
+    parameters = _parameters(model)
     asked = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if any(p.kind is p.KEYWORD_ONLY for p in asked):
         return []
@@ -178,7 +183,7 @@ def _first_reader(value: fx.Node, root: nn.Module) -> Spec | None:
             spec = _asked(user, root)
             if spec is not None:
                 return replace(spec, order=order)
-            if user in seen or not user.args or user.args[0] is not node:
+            if user in seen or node not in user.args[:1]:
                 continue
             permuted = _permutation(user) if order is None else None
             if permuted is not None or _passes(user):
