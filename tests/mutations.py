@@ -489,14 +489,14 @@ MUTANTS = (
         "return True",
     ),
     Mutant("norm-keeps-its-scale-too", "builder.Builder._normalised", "function, arguments = op.plain", "return node"),
-    # --- repfx/graph/regions.py, repfx/rewriting/engine.py, repfx/graph/constants.py
+    # --- repfx/graph/regions.py, repfx/rewriting/gate.py, repfx/graph/constants.py
     Mutant(
         "factors-of-a-sum-ignored",
         "regions._step",
         "parts = [maps[t] if factor == 1.0 else scaled(maps[t], factor) for t, factor in terms]",
         "parts = [maps[t] for t, factor in terms]",
     ),
-    Mutant("used-outside-ignored", "engine.Engine._refusal", "    if leak is not None:", "    if False:"),
+    Mutant("used-outside-ignored", "gate._is_used_outside", "    if leak is None:", "    if True:"),
     Mutant(
         "islands-looked-into",
         "table.lift",
@@ -777,13 +777,13 @@ MUTANTS = (
     Mutant("rounded-weights-in-float64", "constants.Constants.value", "jumps = self._jumps(node)", "jumps = False"),
     Mutant(
         "islands-overwrite-nothing",
-        "engine._moves_past_an_overwriter",
+        "gate._moves_past_an_overwriter",
         'return any(first < call < last for call in value.meta.get("overwriters", ()))',
         "return False",
     ),
     Mutant(
         "clones-protect-nothing",
-        "engine._moves_past_an_overwriter",
+        "gate._moves_past_an_overwriter",
         'any(node.meta.get("overwriters") for node in interior)',
         "False",
     ),
@@ -827,8 +827,8 @@ MUTANTS = (
     Mutant("repeats-own-numbers", "replication.Repetition._map", "if top.own:", "if False:"),
     Mutant(
         "blocks-decide-by-others",
-        "engine.Engine._strays",
-        "return any(home.get(other) != home.get(node) for other in looked_at)",
+        "rehearsal.Rehearsal.strays",
+        "return any(home.get(other) != own for other in looked_at)",
         "return False",
     ),
     Mutant("own-calls-unseen", "tracer.Tracer.call_module", "        if has_own_call(m):", "        if False:"),
