@@ -479,8 +479,8 @@ MUTANTS = (
     Mutant(
         "readers-after-a-resampling-take-nothing",
         "propagation.absorbed",
-        "merged = applied(outer, over(map_, seen))",
-        "merged = outer if seen != axes else applied(outer, over(map_, seen))",
+        "merged = applied(outer, over(map_, way.axes))",
+        "merged = outer if way.axes != axes else applied(outer, over(map_, way.axes))",
     ),
     Mutant(
         "views-that-name-channels-move",
@@ -666,8 +666,8 @@ MUTANTS = (
     Mutant("sharing-forgotten", "sharing._shared_among", "                found[node] = same", "                pass"),
     Mutant(
         "stored-twice",
-        "compilation._rewrite",
-        "if after.parameters <= done.before.parameters or not more:",
+        "compilation._stored_once_more",
+        "if after.parameters <= done.lifted.before.parameters:",
         "if True:",
     ),
     Mutant("caught-errors-are-passed", "worlds._once", "if tracer.refusal is not None:", "if False:"),
@@ -815,8 +815,8 @@ MUTANTS = (
     Mutant("keywords-of-numpy-unseen", "keywords.own_keywords", "not _NAMES.keys().isdisjoint(node.kwargs)", "False"),
     # --- repfx/rewriting/isomorphism.py, repfx/rewriting/replication.py
     Mutant("given-facts-unseen", "isomorphism.alike", "same.setdefault(facts, [])", "same.setdefault((), [])"),
-    Mutant("escapes-unseen", "isomorphism.alike", "escaping.tobytes())", "b'')"),
-    Mutant("index-numbers-unseen", "isomorphism._Describer._node", "or not value.is_floating_point():", "or False:"),
+    Mutant("escapes-unseen", "isomorphism._contents", "escaping.tobytes())", "b'')"),
+    Mutant("index-numbers-unseen", "isomorphism._Describer._read", "or not value.is_floating_point():", "or False:"),
     Mutant(
         "hooks-unseen-in-blocks",
         "isomorphism._module",
@@ -824,7 +824,7 @@ MUTANTS = (
         "False",
     ),
     Mutant("repeats-the-first-weights", "replication.Repetition._built", "self._other(origin.node)\n", "origin.node\n"),
-    Mutant("repeats-own-numbers", "replication.Repetition._map", "if top.own:", "if False:"),
+    Mutant("repeats-own-numbers", "replication.Repetition._missing", "if map_.own:", "if False:"),
     Mutant(
         "blocks-decide-by-others",
         "rehearsal.Rehearsal.strays",

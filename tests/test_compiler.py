@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 import repfx
 from repfx.decline import Reason
 from repfx.layers import BorderTerm
-from repfx.pipeline import compilation
+from repfx.lifting import table
 from repfx.state import copied
 from repfx.verification.equivalence import SLACK, tolerance
 from tests import hostile
@@ -441,13 +441,13 @@ def test_what_compiling_held_is_freed_without_the_collector(call: object, monkey
     lifted: list[weakref.ref[object]] = []
     erased: list[weakref.ref[fx.Node]] = []
 
-    class Watched(compilation.LiftedGraph):
+    class Watched(table.LiftedGraph):
         def __init__(self, graph: fx.Graph, *rest: object) -> None:
             super().__init__(graph, *rest)  # type: ignore[arg-type]
             lifted.append(weakref.ref(self))
             erased.extend(weakref.ref(node) for node in graph.nodes)
 
-    monkeypatch.setattr(compilation, "LiftedGraph", Watched)
+    monkeypatch.setattr(table, "LiftedGraph", Watched)
     was = gc.isenabled()
     gc.disable()
     try:

@@ -99,13 +99,13 @@ def _leak(proposal: Proposal, inside: set[fx.Node], inputs: set[fx.Node]) -> fx.
     """
     if not proposal.across:
         return None
-    work = [n for n in inside if n not in proposal.outputs and not is_size(n)]
-    seen, last = set(work), max(inside)
+    work = [node for node in inside if node not in proposal.outputs and not is_size(node)]
+    seen, last = {*work, *inside}, max(inside)
     while work:
         for user in work.pop().users:
             if user in inputs:
                 return user
-            if user not in seen and user not in inside and user < last:
+            if user not in seen and user < last:
                 seen.add(user)
                 work.append(user)
     return None

@@ -83,7 +83,10 @@ class Evaluation:
         return known
 
     def _expression(self, expr: Expr, known: Values) -> Tensor:
-        parts = [self._expression(part, known) for part in parts_of(expr)]
+        return self._combined(expr, [self._expression(part, known) for part in parts_of(expr)], known)
+
+    def _combined(self, expr: Expr, parts: Sequence[Tensor], known: Values) -> Tensor:
+        """The value of an expression, given those of the expressions that it is made of."""
         match expr:
             case Ref(node=node):
                 value: Tensor = known[node]
@@ -97,7 +100,7 @@ class Evaluation:
             case Add():
                 return reduce(operator.add, parts)
             case Cat(dim=dim):
-                return torch.cat(parts, dim)
+                return torch.cat(list(parts), dim)
             case Through(node=node):
                 return self._resampled(node, parts[0], known)
             case Plain(node=node):

@@ -118,14 +118,22 @@ def _facts(lifted: LiftedGraph, region: Sequence[fx.Node], node: fx.Node, asked:
     if read is not None:
         return read
     if shape is not None and len(shape) > 2 and _reads_tokens(lifted, region):
-        return None if shape[-1] is None else _Facts(len(shape), shape[-1], first=False)
+        return _of_shape(shape, -1)
     if asked is not None:
         return _of_map(asked, asked.axes, shape)
-    if shape is not None and len(shape) > 1 and shape[1] is not None:
-        return _Facts(len(shape), shape[1], first=True)
-    if any(user in region for user in node.users):
+    known = _of_shape(shape, 1)
+    if known is not None:
+        return known
+    is_read = not node.users.keys().isdisjoint(region)
+    return None if is_read else _Facts(4, 1, first=True)  # nothing but a size of it is read
+
+
+def _of_shape(shape: Sequence[int | None] | None, axis: int) -> _Facts | None:
+    """What a partial shape tells, with the channels at this axis."""
+    if shape is None or len(shape) < 2:
         return None
-    return _Facts(4, 1, first=True)  # nothing but a size of it is read
+    channels = shape[axis]
+    return None if channels is None else _Facts(len(shape), channels, first=axis == 1)
 
 
 def _of_map(map_: AffineConv, axes: int, shape: Sequence[int | None] | None) -> _Facts:
