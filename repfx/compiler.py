@@ -60,14 +60,9 @@ def reparameterize(
         UserError: an unknown objective, or a folded weight that overflows a half-precision dtype.
     """
     plan = Plan(_objective(objective), _passes(passes), tuple(exclude), verify, progress)
-    given, model = model, unwrapped(model)
-    check_mode(model)
-    started = time.perf_counter()
-    with uncollected():
-        fused, outcome = compile_module(model, _example(example_inputs, example_kwargs), plan)
-    seconds = time.perf_counter() - started - outcome.verify_seconds
-    report = _report(model, fused, outcome, plan, seconds)
     example = _example(example_inputs, example_kwargs)
+    given, model = model, unwrapped(model)
+    fused, outcome, report = _carry_out(plan, model, example)
     if verify and not on_meta(model):
         original = given if is_exported(given) else model  # what was rewritten before it was traced is compared too
         report = _compared(report, original, fused, example, outcome.told)
@@ -91,12 +86,8 @@ def explain(
     Works on the meta device.  Arguments as for `reparameterize`.
     """
     plan = Plan(_objective(objective), _passes(passes), tuple(exclude), verify=False, progress=None, build=False)
-    model = unwrapped(model)
-    check_mode(model)
-    started = time.perf_counter()
-    with uncollected():
-        fused, outcome = compile_module(model, _example(example_inputs, example_kwargs), plan)
-    return _report(model, fused, outcome, plan, time.perf_counter() - started)
+    _, _, report = _carry_out(plan, unwrapped(model), _example(example_inputs, example_kwargs))
+    return report
 
 
 def report(fused: nn.Module) -> Report:
@@ -110,6 +101,16 @@ def report(fused: nn.Module) -> Report:
 def key_map(fused: nn.Module) -> dict[str, tuple[str, ...]]:
     """For every weight of a compiled module the names of the original weights that went into it."""
     return key_map_of(fused, report(fused))
+
+
+def _carry_out(plan: Plan, model: nn.Module, example: Example | None) -> tuple[nn.Module, Outcome, Report]:
+    """The compiled module, what was done, and the report of it; where the plan builds nothing, what would be done."""
+    check_mode(model)
+    started = time.perf_counter()
+    with uncollected():
+        fused, outcome = compile_module(model, example, plan)
+    seconds = time.perf_counter() - started - outcome.verify_seconds
+    return fused, outcome, _report(model, outcome, plan, seconds)
 
 
 @contextmanager
@@ -145,7 +146,7 @@ def _example(example_inputs: object, example_kwargs: Mapping[str, Any] | None) -
     return Example(args, example_kwargs or {})
 
 
-def _report(model: nn.Module, fused: nn.Module, outcome: Outcome, plan: Plan, seconds: float) -> Report:
+def _report(model: nn.Module, outcome: Outcome, plan: Plan, seconds: float) -> Report:
     name = getattr(model, "default_cfg", {}).get("architecture") if hasattr(model, "default_cfg") else None
     return Report(
         model=name or type(model).__name__,

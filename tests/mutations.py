@@ -491,8 +491,8 @@ MUTANTS = (
     Mutant(
         "readers-after-a-resampling-take-nothing",
         "propagation.absorbed",
-        "merged = applied(outer, over(map_, seen))",
-        "merged = outer if seen != axes else applied(outer, over(map_, seen))",
+        "merged = applied(outer, over(map_, way.axes))",
+        "merged = outer if way.axes != axes else applied(outer, over(map_, way.axes))",
     ),
     Mutant(
         "views-that-name-channels-move",
@@ -501,14 +501,14 @@ MUTANTS = (
         "return True",
     ),
     Mutant("norm-keeps-its-scale-too", "builder.Builder._normalised", "function, arguments = op.plain", "return node"),
-    # --- repfx/graph/regions.py, repfx/rewriting/engine.py, repfx/graph/constants.py
+    # --- repfx/graph/regions.py, repfx/rewriting/gate.py, repfx/graph/constants.py
     Mutant(
         "factors-of-a-sum-ignored",
         "regions._summed",
         "maps[term] if factor == 1.0 else scaled(maps[term], factor)",
         "maps[term]",
     ),
-    Mutant("used-outside-ignored", "engine.Engine._refusal", "    if leak is not None:", "    if False:"),
+    Mutant("used-outside-ignored", "gate._is_used_outside", "    if leak is None:", "    if True:"),
     Mutant(
         "islands-looked-into",
         "table._of_module",
@@ -679,8 +679,8 @@ MUTANTS = (
     Mutant("sharing-forgotten", "sharing._shared_among", "                found[node] = same", "                pass"),
     Mutant(
         "stored-twice",
-        "compilation._rewrite",
-        "if after.parameters <= done.before.parameters or not more:",
+        "compilation._stored_once_more",
+        "if after.parameters <= done.lifted.before.parameters:",
         "if True:",
     ),
     Mutant("caught-errors-are-passed", "worlds._run", "if tracer.refusal is not None:", "if False:"),
@@ -810,13 +810,13 @@ MUTANTS = (
     Mutant("rounded-weights-in-float64", "constants.Constants.value", "jumps = self._jumps(node)", "jumps = False"),
     Mutant(
         "islands-overwrite-nothing",
-        "engine._moves_past_an_overwriter",
+        "gate._moves_past_an_overwriter",
         'return any(first < call < last for call in value.meta.get("overwriters", ()))',
         "return False",
     ),
     Mutant(
         "clones-protect-nothing",
-        "engine._moves_past_an_overwriter",
+        "gate._moves_past_an_overwriter",
         'any(node.meta.get("overwriters") for node in interior)',
         "False",
     ),
@@ -850,8 +850,8 @@ MUTANTS = (
     Mutant("keywords-of-numpy-unseen", "keywords.own_keywords", "not _NAMES.keys().isdisjoint(node.kwargs)", "False"),
     # --- repfx/rewriting/isomorphism.py, repfx/rewriting/replication.py
     Mutant("given-facts-unseen", "isomorphism.alike", "same.setdefault(facts, [])", "same.setdefault((), [])"),
-    Mutant("escapes-unseen", "isomorphism.alike", "escaping.tobytes())", "b'')"),
-    Mutant("index-numbers-unseen", "isomorphism._Describer._node", "or not value.is_floating_point():", "or False:"),
+    Mutant("escapes-unseen", "isomorphism._contents", "escaping.tobytes())", "b'')"),
+    Mutant("index-numbers-unseen", "isomorphism._Describer._read", "or not value.is_floating_point():", "or False:"),
     Mutant(
         "hooks-unseen-in-blocks",
         "isomorphism._module",
@@ -859,11 +859,11 @@ MUTANTS = (
         "False",
     ),
     Mutant("repeats-the-first-weights", "replication.Repetition._built", "self._other(origin.node)\n", "origin.node\n"),
-    Mutant("repeats-own-numbers", "replication.Repetition._map", "if top.is_given:", "if False:"),
+    Mutant("repeats-own-numbers", "replication.Repetition._missing", "if map_.is_given:", "if False:"),
     Mutant(
         "blocks-decide-by-others",
-        "engine.Engine._strays",
-        "return any(home.get(other) != home.get(node) for other in looked_at)",
+        "rehearsal.Rehearsal.strays",
+        "return any(home.get(other) != own for other in looked_at)",
         "return False",
     ),
     Mutant("own-calls-unseen", "tracer.Tracer._check_call", "        if has_own_call(m):", "        if False:"),

@@ -17,8 +17,7 @@ from repfx.decline import Decline
 from repfx.graph import Affine, LiftedGraph, Op
 from repfx.io import build_model
 from repfx.lifting import lift_graph
-from repfx.rewriting import Apply, Proposal
-from repfx.rewriting import engine as rewriting
+from repfx.rewriting import Apply, Proposal, rehearsal
 from repfx.rewriting import isomorphism as alike_module
 from repfx.rewriting.isomorphism import Layout, alike
 from repfx.rewriting.replication import Repetition
@@ -90,7 +89,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
 def each_by_itself(monkeypatch: pytest.MonkeyPatch, model: nn.Module, objective: str) -> nn.Module:
     """The model compiled with no block like another."""
     with monkeypatch.context() as patch:
-        patch.setattr(rewriting, "alike", lambda lifted: Layout([], {}))
+        patch.setattr(rehearsal, "alike", lambda lifted: Layout([], {}))
         return repfx.reparameterize(model, objective=objective, verify=False)
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 
 import repfx
 from repfx.decline import Reason
+from repfx.graph import LiftedGraph
 from repfx.layers import BorderTerm
-from repfx.lifting import lift_graph
-from repfx.pipeline import compilation
+from repfx.lifting import table
 from repfx.state import copied
 from repfx.verification.equivalence import SLACK, tolerance
 from tests import hostile
@@ -442,13 +442,13 @@ def test_what_compiling_held_is_freed_without_the_collector(call: object, monkey
     lifted: list[weakref.ref[object]] = []
     erased: list[weakref.ref[fx.Node]] = []
 
-    def watched(graph: fx.Graph, *rest: object) -> object:
-        made = lift_graph(graph, *rest)  # type: ignore[arg-type]
-        lifted.append(weakref.ref(made))
-        erased.extend(weakref.ref(node) for node in graph.nodes)
-        return made
+    class Watched(LiftedGraph):
+        def __init__(self, graph: fx.Graph, *rest: object) -> None:
+            super().__init__(graph, *rest)  # type: ignore[arg-type]
+            lifted.append(weakref.ref(self))
+            erased.extend(weakref.ref(node) for node in graph.nodes)
 
-    monkeypatch.setattr(compilation, "lift_graph", watched)
+    monkeypatch.setattr(table, "LiftedGraph", Watched)
     was = gc.isenabled()
     gc.disable()
     try:

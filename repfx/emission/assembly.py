@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,27 +35,31 @@ def emit_all(
         if record is None:
             continue
         if node in shared:
-            paths = written[shared[node]]
+            written[node] = written[shared[node]]
         else:
             path = names.choose(record, node)
             modules = emit(record.map, _target(record, model, dtype), path)
-            paths = [path + suffix for suffix, _ in modules]
+            written[node] = [path + suffix for suffix, _ in modules]
             emitted.update((path + suffix, module) for suffix, module in modules)
             if record.kinds:
                 merges.append(_merge(record, path))
-        written[node] = paths
-        value = node.args[0]
-        for path in paths:
-            with lifted.graph.inserting_before(node):
-                call = lifted.graph.call_module(path, (value,))
-            call.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
-            value = call
-        node.replace_all_uses_with(value)  # type: ignore[arg-type]
-        lifted.graph.erase_node(node)
+        _call_in_a_row(lifted.graph, node, written[node])
         del lifted.records[node]
     merges += [_called(call) for call in lifted.calls.values()]
     remove_dead(lifted.graph)
     return merges, emitted
+
+
+def _call_in_a_row(graph: fx.Graph, node: fx.Node, paths: Sequence[str]) -> None:
+    """Calls of these modules, one of what the other gives, take the place of a node."""
+    value = node.args[0]
+    for path in paths:
+        with graph.inserting_before(node):
+            call = graph.call_module(path, (value,))
+        call.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
+        value = call
+    node.replace_all_uses_with(value)  # type: ignore[arg-type]
+    graph.erase_node(node)
 
 
 def planned(lifted: LiftedGraph, shared: Mapping[fx.Node, fx.Node]) -> list[Merge]:
@@ -93,30 +97,40 @@ def default_dtype(model: nn.Module, example: Example | None) -> torch.dtype | No
     return next((t.dtype for t in tensors if t.is_floating_point()), None)
 
 
-def _tensors(owner: nn.Module) -> list[Tensor]:
-    """Parameters, then buffers."""
-    held = list(owner.modules()) if owner._modules else [owner]
-    given = [*(p for m in held for p in m._parameters.values()), *(b for m in held for b in m._buffers.values())]
-    return [tensor for tensor in given if tensor is not None]
-
-
 def _target(record: Record, model: nn.Module, dtype: torch.dtype | None) -> Target:
-    """dtype, device, requires_grad and memory format of the weights that were merged."""
+    """dtype, device, requires_grad and memory format of the weights that were merged; else those of the model."""
     for source in record.sources:
         try:
             owner = model.get_submodule(source.split(":")[0])
         except AttributeError:
             continue
-        floats = [t for t in _tensors(owner) if t.is_floating_point()]
+        floats = _floats([*owner.parameters(), *owner.buffers()] if owner._modules else _own_tensors(owner))
         if floats:
-            last = any(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-                       for t in floats)  # fmt: skip
-            return Target(floats[0].dtype, floats[0].device, any(t.requires_grad for t in floats), last)
-    parameters: list[Tensor] = [t for t in model.parameters() if t.is_floating_point()]
-    floats = parameters or [t for t in model.buffers() if t.is_floating_point()]
-    if not floats:
-        return Target(dtype or torch.get_default_dtype())
-    return Target(floats[0].dtype, floats[0].device, any(t.requires_grad for t in parameters))
+            return _target_like(floats, floats, channels_last=any(map(_lies_channels_last, floats)))
+    parameters = _floats(model.parameters())
+    floats = parameters or _floats(model.buffers())
+    return _target_like(floats, parameters) if floats else Target(dtype or torch.get_default_dtype())
+
+
+def _target_like(floats: Sequence[Tensor], trained: Sequence[Tensor], *, channels_last: bool = False) -> Target:
+    """As the first of these tensors; to be trained where any of them is."""
+    first = floats[0]
+    return Target(first.dtype, first.device, any(t.requires_grad for t in trained), channels_last)
+
+
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters, then buffers, of a module without parts."""
+    return [tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None]
+
+
+def _floats(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
+
+
+def _lies_channels_last(tensor: Tensor) -> bool:
+    if tensor.dim() != 4 or tensor.is_contiguous():
+        return False
+    return tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def graph_module(
@@ -130,40 +144,43 @@ def graph_module(
 
     `islands` says by path what becomes of the modules that do not trace; `memo` is that of all copies.
     """
-    root = nn.Module()
-    held = [n for n in lifted.graph.nodes if n.op == "call_module"] + [
-        n for n in lifted.graph.nodes if n.op == "get_attr"
-    ]
-    for node in held:  # modules first: a parameter read by itself may belong to one of them
+    graph, root = lifted.graph, nn.Module()
+    calls = list(graph.find_nodes(op="call_module"))
+    for node in [*calls, *graph.find_nodes(op="get_attr")]:  # a parameter read by itself may belong to a module
         path = str(node.target)
         if path in emitted:
             _attach(root, path, emitted[path])
-            continue
-        if _has(root, path):
-            continue
-        original = attribute(model, path)
-        if node.op == "call_module" and path in islands:
-            own = islands[path](original)
-        else:
-            own = copied(original, memo) if isinstance(original, nn.Module) else copy.deepcopy(original, memo)
-            if isinstance(own, nn.Module) and works_in_place(own) and not node.meta.get("aliased"):
-                own.inplace = False  # type: ignore[assignment]
-        _attach(root, path, own)
-    for node in lifted.graph.nodes:
-        if (
-            node.op == "call_method"
-            and node.target == "view"
-            and not any(isinstance(a, torch.dtype) for a in node.args)
-        ):
-            node.target = "reshape"  # a merged value need not lie in memory as the original did
+        elif not _has(root, path):
+            original = attribute(model, path)
+            is_island = node.op == "call_module" and path in islands
+            _attach(root, path, islands[path](original) if is_island else _copy_of(original, node, memo))
+    _reshape_for_views(graph)
     root.training = False
-    forget_erased(lifted.graph)
-    lifted.graph._tracer_cls = SignatureTracer  # unpickling traces again
-    fused = fx.GraphModule(root, lifted.graph, class_name=type(model).__name__)
+    forget_erased(graph)
+    graph._tracer_cls = SignatureTracer  # unpickling traces again
+    fused = fx.GraphModule(root, graph, class_name=type(model).__name__)
     for module in fused.modules():
         if type(module) is nn.Module:
             module.training = False  # containers; what was copied keeps its own mode
     return fused
+
+
+def _copy_of(original: Any, node: fx.Node, memo: dict[int, Any]) -> Any:
+    """A copy of what a node calls or reads, which overwrites nothing unless it is read as overwritten."""
+    if not isinstance(original, nn.Module):
+        return copy.deepcopy(original, memo)
+    own = copied(original, memo)
+    if works_in_place(own) and not node.meta.get("aliased"):
+        own.inplace = False  # type: ignore[assignment]
+    return own
+
+
+def _reshape_for_views(graph: fx.Graph) -> None:
+    """`view` becomes `reshape`: a merged value need not lie in memory as the original did."""
+    for node in graph.find_nodes(op="call_method", target="view"):
+        reads_as_dtype = any(isinstance(argument, torch.dtype) for argument in node.args)
+        if not reads_as_dtype:
+            node.target = "reshape"
 
 
 def forget_erased(graph: fx.Graph) -> None:

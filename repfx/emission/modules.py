@@ -82,16 +82,7 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
         return _filled(linear, weight, bias, target, path)
     if form.kind is Kind.TRANSPOSED:
         return _transposed(map_, form, weight, bias, target, path)
-    borders = [
-        BorderTerm(
-            _cast(ones if form.order is None else gathered(ones, source), target, path, "border"),
-            border.before,
-            map_.stride,
-            border.free,
-            border.longer,
-        )
-        for border, ones in zip(map_.borders, values.ones)
-    ]
+    borders = _borders(map_, form, values, source, target, path)
     apart = form.padded_apart
     arguments = {
         "in_channels": form.in_channels,
@@ -109,6 +100,16 @@ def _convolution(map_: AffineConv, form: Form, values: Values, target: Target, p
     conv = _unfilled(EXTENDED[map_.axes], **arguments)
     conv._setup(form.pads if apart else (), form.padding_mode, borders, laps=form.laps)
     return _filled(conv, weight, bias, target, path)
+
+
+def _borders(map_: AffineConv, form: Form, values: Values, source: Ints, target: Target, path: str) -> list[BorderTerm]:
+    """The border terms, their channels in the order of the emitted rows."""
+    borders = []
+    for border, ones in zip(map_.borders, values.ones):
+        rows = ones if form.order is None else gathered(ones, source)
+        own = _cast(rows, target, path, "border")
+        borders.append(BorderTerm(own, border.before, map_.stride, border.free, border.longer))
+    return borders
 
 
 def _transposed(

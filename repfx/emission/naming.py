@@ -33,15 +33,13 @@ class Names:
 
     def choose(self, record: Record, node: fx.Node) -> str:
         """The path of the merged modules' common ancestor, or of the largest part where that is in use."""
-        paths = [s.split(":")[0] for s in record.sources if ":" not in s or s.split(":")[0]]
-        paths = [p for p in paths if p] or [node.name]
-        convs = [p for p in paths if p.rpartition(".")[2] not in ("norm", "bn")] or paths
-        for path in (common_path(paths), common_path(convs), *convs, *paths):
-            if path and self._free(path):
-                return self._take(path)
+        places = [source.split(":")[0] for source in record.sources]
+        paths = list(filter(None, places)) or [node.name]
+        convs = [path for path in paths if not _is_norm(path)] or paths
+        wanted = [common_path(paths), common_path(convs), *convs, *paths]
         base = (common_path(convs) or convs[0]).replace(".", "_")
-        path = next(p for i in itertools.count(1) if self._free(p := f"{base}_fused{i}"))
-        return self._take(path)
+        numbered = (f"{base}_fused{i}" for i in itertools.count(1))
+        return self._take(next(filter(self._free, itertools.chain(filter(None, wanted), numbered))))
 
     def _take(self, path: str) -> str:
         self._taken.add(path)
@@ -51,6 +49,10 @@ class Names:
     def _free(self, path: str) -> bool:
         """Whether nothing stands at this path, below it or above it."""
         return path not in self._taken and path not in self._above and self._taken.isdisjoint(_parents(path))
+
+
+def _is_norm(path: str) -> bool:
+    return path.rpartition(".")[2] in ("norm", "bn")
 
 
 def _parents(path: str) -> list[str]:

@@ -26,15 +26,19 @@ def weights_read(graph: fx.Graph, root: nn.Module) -> dict[str, tuple[str, ...]]
             continue
         inputs = node.all_input_nodes if constant else []
         read = {name: None for source in inputs for name in constant.get(source, ())}
-        if node.op in ("call_function", "call_method") and inputs and all(source in constant for source in inputs):
+        if inputs and node.op in ("call_function", "call_method") and constant.keys() >= set(inputs):
             constant[node] = read
         if node.op == "call_module":
-            path = str(node.target)
-            module = module_at(root, path)
-            names = module.state_dict() if module._modules or module._state_dict_hooks else _own(module)
-            read.update((f"{path}.{name}", None) for name in names if not name.endswith("num_batches_tracked"))
+            read.update(dict.fromkeys(_held(root, str(node.target))))
         found[place_of(node)] = tuple(read)
     return found
+
+
+def _held(root: nn.Module, path: str) -> list[str]:
+    """Names of the weights in the state of the module at a path."""
+    module = module_at(root, path)
+    names = module.state_dict() if module._modules or module._state_dict_hooks else _own(module)
+    return [f"{path}.{name}" for name in names if not name.endswith("num_batches_tracked")]
 
 
 def _own(module: nn.Module) -> list[str]:

@@ -10,7 +10,7 @@ current ones, where two expressions may agree by chance (fresh batch norms).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -96,12 +96,24 @@ def holds_one_of(weights: set[int], node: fx.Node, lifted: LiftedGraph) -> bool:
     return False
 
 
-def stored_twice(lifted: LiftedGraph, shared: dict[fx.Node, fx.Node]) -> tuple[set[int], set[int]]:
+def stored_twice(lifted: LiftedGraph, shared: Mapping[fx.Node, fx.Node]) -> tuple[set[int], set[int]]:
     """Weights, by identity, that would be part of several modules of the rewritten graph; and those that part them.
 
     `s1 * w` and `s2 * w`, the scales of two levels folded into one head: w would be stored twice, because of s1 and s2.
     """
-    parts: list[frozenset[int]] = []  # what lies behind each module
+    parts = _weights_of_each_module(lifted, shared)
+    found = Counter(weight for part in parts for weight in part)
+    twice = {weight for weight, count in found.items() if count > 1}
+    parting: set[int] = set()
+    for weight in twice:
+        around = [part for part in parts if weight in part]
+        parting |= frozenset.union(*around) - frozenset.intersection(*around)
+    return twice, parting
+
+
+def _weights_of_each_module(lifted: LiftedGraph, shared: Mapping[fx.Node, fx.Node]) -> list[frozenset[int]]:
+    """What lies behind each module of the rewritten graph, by identity."""
+    parts: list[frozenset[int]] = []
     probe = Probe()
     with torch.no_grad():
         for node in lifted.nodes():
@@ -110,10 +122,4 @@ def stored_twice(lifted: LiftedGraph, shared: dict[fx.Node, fx.Node]) -> tuple[s
                 parts.append(frozenset(map(id, _held(node, lifted.root))))
             elif node not in shared:
                 parts.append(_probed(record, probe)[0])
-    found = Counter(weight for part in parts for weight in part)
-    twice = {weight for weight, count in found.items() if count > 1}
-    parting: set[int] = set()
-    for weight in twice:
-        around = [part for part in parts if weight in part]
-        parting |= frozenset.union(*around) - frozenset.intersection(*around)
-    return twice, parting
+    return parts

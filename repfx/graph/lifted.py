@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
@@ -77,7 +76,6 @@ class LiftedGraph:
         self._former: dict[fx.Node, fx.Node] = {}  # what a new node was called before
         self._maps: dict[tuple[fx.Node, int], AffineConv] = {}
         self._built: dict[fx.Node, dict[tuple[int, int | None], AffineConv | Decline]] = {}
-        self._looked: set[fx.Node] | None = None
         self._original = set(graph.nodes)
 
     def define(self, node: fx.Node, op: Op) -> None:
@@ -96,28 +94,14 @@ class LiftedGraph:
         """All nodes in order of execution."""
         return list(self.graph.nodes)
 
-    def watch(self) -> set[fx.Node]:
-        """From now on, the nodes that are looked at go into a new set: what the next conclusion rests on."""
-        self._looked = set()
-        return self._looked
-
-    @contextmanager
-    def unwatched(self) -> Iterator[None]:
-        """What is looked at meanwhile is not noted."""
-        outer, self._looked = self._looked, None
-        try:
-            yield
-        finally:
-            self._looked = outer
+    @property
+    def plain(self) -> LiftedGraph:
+        """This graph; of a reader that notes what is looked at, the graph that it reads."""
+        return self
 
     def op(self, node: fx.Node) -> Op:
         """What a node computes, over the values as they are named now."""
-        self._look(node)
         return self._ops[node]
-
-    def _look(self, node: fx.Node) -> None:
-        if self._looked is not None:
-            self._looked.add(node)
 
     def alive(self, node: fx.Node) -> bool:
         """Whether a node is still in the graph."""
@@ -155,8 +139,7 @@ class LiftedGraph:
 
     def is_affine(self, node: fx.Node) -> bool:
         """Whether a node is an affine function of other values."""
-        self._look(node)
-        return not isinstance(self._ops[node], Constant | Input | Resampling | Normalised | Opaque)
+        return not isinstance(self.op(node), Constant | Input | Resampling | Normalised | Opaque)
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
         """Nodes that use this value.
@@ -164,10 +147,9 @@ class LiftedGraph:
         What only prepares an understood operation (a split, a stack, a view, the reading of a size) is
         looked through to that operation.
         """
-        self._look(node)
         named = [dependent for dependent in self.dependents(node) if self._maps_from(dependent, node)]
         if all(d in node.users and self._is_plain(d) for d in named):
-            return [u for u in node.users if u in named or self._is_live(u)]
+            return [u for u in node.users if u in named or self.is_live(u)]
         out: dict[fx.Node, None] = {}
         for user in node.users:
             for reader in self._reached(node, user):
@@ -183,9 +165,8 @@ class LiftedGraph:
         sources = self.sources(node)
         return all(given in sources for given in node.all_input_nodes)
 
-    def _is_live(self, node: fx.Node) -> bool:
+    def is_live(self, node: fx.Node) -> bool:
         """Whether anything comes of a node."""
-        self._look(node)
         return bool(node.users) or node.op == "output" or has_effect(node)
 
     def _by_name(self, found: dict[fx.Node, None], named: list[fx.Node]) -> list[fx.Node]:
@@ -215,7 +196,7 @@ class LiftedGraph:
             if self._maps_from(step, node):
                 found.append(step)
                 continue
-            if not self._is_live(step):
+            if not self.is_live(step):
                 return found
             if step.op == "output" or has_effect(step) or len(seen) > _LOOK_THROUGH:
                 return [user]
@@ -248,14 +229,10 @@ class LiftedGraph:
 
     def users(self, node: fx.Node) -> list[fx.Node]:
         """Nodes that are given this value as it is; `readers` looks through those that only prepare others."""
-        if self._looked is not None:
-            self._looked.add(node)
         return list(node.users)
 
     def given(self, node: fx.Node) -> list[fx.Node]:
         """The values that a node is given, whatever it makes of them."""
-        if self._looked is not None:
-            self._looked.add(node)
         return list(node.all_input_nodes)
 
     def past_aliases(self, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:

@@ -32,9 +32,8 @@ class Dominators:
         self._lifted = lifted
         self._above: dict[fx.Node, fx.Node | None] = {}  # by first names; None: the root
         self._depth: dict[fx.Node, int] = {}
-        with lifted.unwatched():  # who dominates whom rests on the region in between, which `between` looks at
-            for node in lifted.graph.nodes:
-                self._place(node)
+        for node in lifted.graph.nodes:
+            self._place(node)
 
     def _place(self, node: fx.Node) -> None:
         first = self._lifted.first_name(node)
@@ -61,13 +60,12 @@ class Dominators:
         lifted, first = self._lifted, self._lifted.first_name(node)
         if first not in self._above:  # a rewrite made it
             work = [node]
-            with lifted.unwatched():
-                while work:
-                    missing = [s for s in lifted.sources(work[-1]) if lifted.first_name(s) not in self._above]
-                    if missing:
-                        work += missing
-                    else:
-                        self._place(work.pop())
+            while work:
+                missing = [s for s in lifted.sources(work[-1]) if lifted.first_name(s) not in self._above]
+                if missing:
+                    work += missing
+                else:
+                    self._place(work.pop())
         above = self._above[first]
         while above is not None and not lifted.alive(lifted.current(above)):
             above = self._above[above]
@@ -82,11 +80,15 @@ class Dominators:
 
 
 def dominators(lifted: LiftedGraph) -> Dominators:
-    """The dominators of a graph, found once."""
-    if lifted.dominators is None:
-        lifted.dominators = Dominators(lifted)
-    assert isinstance(lifted.dominators, Dominators)
-    return lifted.dominators
+    """The dominators of a graph, found once.
+
+    Who dominates whom is not noted as looked at: an answer rests on the region in between, which `between` looks at.
+    """
+    graph = lifted.plain
+    if graph.dominators is None:
+        graph.dominators = Dominators(graph)
+    assert isinstance(graph.dominators, Dominators)
+    return graph.dominators
 
 
 @dataclass(frozen=True, eq=False)

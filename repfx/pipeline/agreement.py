@@ -51,8 +51,10 @@ def _map(lifted: LiftedGraph, call: list[fx.Node]) -> Region | None:
     names = {node.name for node in call}
     nodes = [node for node in lifted.graph.nodes if node.name in names]
     inside = set(nodes)
-    read = {given for node in nodes for given in _values_read(lifted, node, inside)}
-    made = [node for node in nodes if any(user not in inside for user in node.users)]
+    read: set[fx.Node] = set()
+    for node in nodes:
+        read.update(_values_read(lifted, node, inside))
+    made = [node for node in nodes if not inside.issuperset(node.users)]
     if len(read) != 1 or len(made) != 1:
         return None
     region = between(lifted, read.pop(), made[0])

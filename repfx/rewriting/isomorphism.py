@@ -8,7 +8,8 @@ Whatever a description cannot tell (an island, a hook, an index whose numbers ar
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,26 +65,11 @@ def alike(lifted: LiftedGraph) -> Layout:
     nodes = lifted.nodes()
     place = {node: i for i, node in enumerate(nodes)}
     layout = Layout(nodes, place)
-    described = _Describer(lifted, place).all(nodes)
-    last = np.array([max([place[r] for r in (*n.users, *lifted.dependents(n))], default=-1) for n in nodes])
-    by_content: dict[Hashable, list[_Call]] = {}
-    contents: dict[int, Hashable] = {}
     calls = _calls(nodes)
-    for call in calls.inner and _all(calls):
-        escaping = np.flatnonzero(last[call.start : call.stop] >= call.stop)
-        content: Hashable = (described[call.start : call.stop].tobytes(), escaping.tobytes())
-        contents[id(call)] = content
-        by_content.setdefault(content, []).append(call)
-    chosen: dict[Hashable, list[_Call]] = {}
-    work = list(reversed(calls.inner))
-    while work:
-        call = work.pop()
-        content = contents[id(call)]
-        if len(by_content[content]) > 1 and call.stop - call.start > 1:
-            chosen.setdefault(content, []).append(call)
-        else:
-            work.extend(reversed(call.inner))
-    for members in chosen.values():
+    if not calls.inner:
+        return layout
+    contents = _contents(lifted, layout, calls)
+    for members in _largest(calls, contents):
         given = _given(lifted, layout, members[0])
         same: dict[Hashable, list[int]] = {}
         for member in members:
@@ -92,6 +78,33 @@ def alike(lifted: LiftedGraph) -> Layout:
         length = members[0].stop - members[0].start
         layout.families += [Family(length, tuple(starts), given) for starts in same.values() if len(starts) > 1]
     return layout
+
+
+def _contents(lifted: LiftedGraph, layout: Layout, calls: _Call) -> dict[int, Hashable]:
+    """What each call does, by its identity: its nodes, and which of their values are read behind it."""
+    described = _Describer(lifted, layout.place).all(layout.nodes)
+    readers = ((*node.users, *lifted.dependents(node)) for node in layout.nodes)
+    last = np.array([max(map(layout.place.__getitem__, found), default=-1) for found in readers])
+    contents: dict[int, Hashable] = {}
+    for call in _all(calls):
+        escaping = np.flatnonzero(last[call.start : call.stop] >= call.stop)
+        contents[id(call)] = (described[call.start : call.stop].tobytes(), escaping.tobytes())
+    return contents
+
+
+def _largest(calls: _Call, contents: Mapping[int, Hashable]) -> list[list[_Call]]:
+    """The outermost calls whose content occurs more than once, those of one content together."""
+    occurring = Counter(contents.values())
+    chosen: dict[Hashable, list[_Call]] = {}
+    work = list(reversed(calls.inner))
+    while work:
+        call = work.pop()
+        content = contents[id(call)]
+        if occurring[content] > 1 and call.stop - call.start > 1:
+            chosen.setdefault(content, []).append(call)
+        else:
+            work.extend(reversed(call.inner))
+    return list(chosen.values())
 
 
 def _all(call: _Call) -> Iterator[_Call]:
@@ -132,15 +145,20 @@ def _given(lifted: LiftedGraph, layout: Layout, call: _Call) -> tuple[int, ...]:
 
 def _facts(lifted: LiftedGraph, node: fx.Node) -> Hashable:
     """What is known of a value that a stretch is given."""
-    if not _MARKS.isdisjoint(node.meta):
-        return object()
     context = lifted.context
-    if context.constants.is_constant(node):
-        meta = context.constants.meta(node)
-        if meta is None or not meta.is_floating_point():
-            return object()  # an index: its numbers may decide
+    if not _MARKS.isdisjoint(node.meta) or _may_index(lifted, node):
+        return object()
     further = () if context.sure is None else (context.sure.of(node), context.structure.of(node))
     return context.shapes.of(node), context.constants.is_constant(node), further
+
+
+def _may_index(lifted: LiftedGraph, node: fx.Node) -> bool:
+    """Whether a value is a constant whose numbers may decide: an index."""
+    constants = lifted.context.constants
+    if not constants.is_constant(node):
+        return False
+    meta = constants.meta(node)
+    return meta is None or not meta.is_floating_point()
 
 
 class _Describer:
@@ -160,35 +178,46 @@ class _Describer:
         return np.array(found, np.int64)
 
     def _node(self, i: int, node: fx.Node) -> Hashable:
-        if not _MARKS.isdisjoint(node.meta):
-            return object()
         context = self._lifted.context
-        target: Hashable = node.target
-        tensors: Sequence[Tensor] = ()
-        if node.op == "call_module":
-            if str(node.target) in context.whole:
-                return object()
-            module = context.module(node)
-            target = self._module(str(node.target), module)
-            tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
-        elif node.op == "get_attr":
-            value = attribute(self._lifted.root, str(node.target))
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                return object()
-            target, tensors = _tensor(value), (value,)
-        elif node.op in ("placeholder", "output"):
-            return object()
-        elif context.constants.is_constant(node):
-            meta = context.constants.meta(node)
-            if meta is None or not meta.is_floating_point():
-                return object()  # an index: its numbers may decide
+        read = self._read(node) if _MARKS.isdisjoint(node.meta) else None
+        if read is None:
+            return object()  # like nothing else
+        target, tensors = read
+        known = None if context.sure is None else context.shapes.of(node)  # the example's
+        given = self._value(i, node.args), self._value(i, node.kwargs) if node.kwargs else None
+        return node.op, target, self._ties(i, tensors), given, known, self._op(i, node)
+
+    def _read(self, node: fx.Node) -> tuple[Hashable, Sequence[Tensor]] | None:
+        """What a node calls or holds, and its tensors; None where that cannot be told."""
+        match node.op:
+            case "call_module":
+                return self._called(node)
+            case "get_attr":
+                value = attribute(self._lifted.root, str(node.target))
+                if not isinstance(value, Tensor) or not value.is_floating_point():
+                    return None
+                return _tensor(value), (value,)
+            case "placeholder" | "output":
+                return None
+            case _:
+                return None if _may_index(self._lifted, node) else (node.target, ())
+
+    def _called(self, node: fx.Node) -> tuple[Hashable, Sequence[Tensor]] | None:
+        """The module that is called, and its tensors; None for one that is never looked into."""
+        path = str(node.target)
+        if path in self._lifted.context.whole:
+            return None
+        module = self._lifted.context.module(node)
+        held = (*module._parameters.values(), *module._buffers.values())
+        return self._module(path, module), [tensor for tensor in held if tensor is not None]
+
+    def _ties(self, i: int, tensors: Sequence[Tensor]) -> tuple[int, ...]:
+        """How far back each tensor was used last; 0 where it was not."""
         ties = []
         for tensor in tensors:
             ties.append(i - self._used.get(id(tensor), i))
             self._used[id(tensor)] = i
-        known = None if context.sure is None else context.shapes.of(node)  # the example's
-        given = self._value(i, node.args), self._value(i, node.kwargs) if node.kwargs else None
-        return node.op, target, tuple(ties), given, known, self._op(i, node)
+        return tuple(ties)
 
     def _op(self, i: int, node: fx.Node) -> Hashable:
         op, place = self._lifted.op(node), self._place
@@ -230,21 +259,26 @@ def _module(module: nn.Module) -> Hashable:
         return object()
     content: list[Any] = [type(module)]
     for name, value in module.__dict__.items():
-        if name in _STATE:
-            continue
-        if type(value) is list:
-            value = tuple(value)
-        kind = type(value)
-        if kind not in _PLAIN and not (kind is tuple and all(type(v) in _PLAIN for v in value)):
-            return object()
-        content += [name, kind, value]
+        if name not in _STATE:
+            content += [name, type(value), _plain(value)]
     for name, parameter in module._parameters.items():
         content += [name, None if parameter is None else _tensor(parameter)]
     for name, buffer in module._buffers.items():
-        if buffer is not None and not buffer.is_floating_point() and name != _COUNTER:
-            return object()
-        content += [name, None if buffer is None else _tensor(buffer)]
+        content += [name, None if buffer is None else _buffer(name, buffer)]
     return tuple(content)
+
+
+def _plain(value: object) -> Hashable:
+    """A number, a word, or several of them; anything else is like nothing."""
+    if type(value) in _PLAIN:
+        return value
+    if type(value) in (list, tuple) and all(type(part) in _PLAIN for part in value):  # type: ignore[attr-defined]
+        return tuple(value)  # type: ignore[arg-type]
+    return object()
+
+
+def _buffer(name: str, buffer: Tensor) -> Hashable:
+    return _tensor(buffer) if buffer.is_floating_point() or name == _COUNTER else object()
 
 
 def _tensor(tensor: Tensor) -> Hashable:

@@ -18,6 +18,15 @@ from repfx.graph import Affine, LiftedGraph, Resampling, Resolution, Sum, applie
 from repfx.rewriting.proposal import Apply, Expr, Ref, Then, Through
 
 
+@dataclass(frozen=True)
+class _Way:
+    """A value on the way to the readers."""
+
+    node: fx.Node
+    axes: int  # the spatial axes over which the map goes here
+    expr: Expr  # what it will be
+
+
 @dataclass
 class Absorption:
     """What the readers of a value become, and the resamplings between."""
@@ -30,37 +39,47 @@ class Absorption:
     bordered: list[fx.Node] = field(default_factory=list)  # readers that get a border term
     pointwise: bool = True  # whether all readers are per-pixel
 
+    def take(self, reader: fx.Node, outer: AffineConv, merged: AffineConv, given: Expr) -> None:
+        """A reader, which was the map `outer`, is `merged` over what stands before it now."""
+        self.replacements.append((reader, Apply(merged, given.node) if isinstance(given, Ref) else Then(merged, given)))
+        self.macs += form_of(outer).macs
+        self.merged_macs += form_of(merged).macs
+        self.pointwise &= outer.is_pointwise
+        if len(merged.borders) > len(outer.borders):
+            self.bordered.append(reader)
+
+    def pass_through(self, node: fx.Node, op: Resampling, way: _Way, map_: AffineConv) -> _Way | None:
+        """The way goes on behind a resampling; None where the map cannot pass it."""
+        after = op.view(way.axes)
+        if after is None or not op.passes(map_):
+            return None
+        self.between.append(node)
+        self.resolution = self.resolution.then(op.resolution)
+        return _Way(node, after, Through(node, way.expr, op.resolution.density))
+
 
 def absorbed(lifted: LiftedGraph, value: fx.Node, axes: int, map_: AffineConv, base: Expr) -> Absorption | Decline:
     """`map_`, over `axes` spatial axes, goes into all readers of `value`, which `base` replaces."""
     found = Absorption()
-    work: list[tuple[fx.Node, int, Expr, Resolution]] = [(value, axes, base, Resolution.SAME)]
+    work = [_Way(value, axes, base)]
     while work:
-        node, seen, expr, resolution = work.pop()
-        for user in node.users:
+        way = work.pop()
+        for user in way.node.users:
             op = lifted.op(user) if lifted.alive(user) and user.op != "output" else None
-            if isinstance(op, Resampling) and op.source is node:
-                after = op.view(seen)
-                if after is None or not op.passes(map_):
+            if isinstance(op, Resampling) and op.source is way.node:
+                behind = found.pass_through(user, op, way, map_)
+                if behind is None:
                     fact = f"is read by {lifted.place(user)}, which mixes the channels or names their number"
                     return Decline(Reason.NOT_EXACT, fact)
-                found.between.append(user)
-                total = resolution.then(op.resolution)
-                found.resolution = found.resolution.then(op.resolution)
-                work.append((user, after, Through(user, expr, op.resolution.density), total))
+                work.append(behind)
                 continue
-            outer = map_over(lifted, user, node, seen, map_.out_channels)
+            outer = map_over(lifted, user, way.node, way.axes, map_.out_channels)
             if isinstance(outer, Decline):
                 return outer
-            merged = applied(outer, over(map_, seen))
+            merged = applied(outer, over(map_, way.axes))
             if isinstance(merged, Decline):
                 return merged.at(lifted.place(user))
-            found.replacements.append((user, Apply(merged, expr.node) if isinstance(expr, Ref) else Then(merged, expr)))
-            found.macs += form_of(outer).macs
-            found.merged_macs += form_of(merged).macs
-            found.pointwise &= outer.is_pointwise
-            if len(merged.borders) > len(outer.borders):
-                found.bordered.append(user)
+            found.take(user, outer, merged, way.expr)
     found.replacements.sort(key=lambda pair: pair[0])
     return found
 

@@ -17,6 +17,7 @@ from torch import fx
 from repfx.algebra import AffineConv
 from repfx.decline import Decline
 from repfx.graph import Affine, Concat, LiftedGraph, Op, Record, Sum, place_of
+from repfx.rewriting.history import larger
 from repfx.rewriting.isomorphism import Family, Layout
 from repfx.rewriting.proposal import Add, Apply, Cat, Expr, Proposal, Ref, Then
 
@@ -57,22 +58,48 @@ def effect_on(
 ) -> Effect | None:
     """What was done to the first stretch; None where it was nothing, or cannot be made again."""
     stretch = layout.stretch(family, family.starts[0])
-    left = sorted(node for node in made if lifted.alive(node))
-    if any(node in lifted.calls or not isinstance(lifted.op(node), Affine | Sum | Concat) for node in left):
-        return None
-    if any(isinstance(lifted.op(node), Affine) and node not in lifted.records for node in left):
-        return None
-    moved = [(node, now) for node in stretch if (now := lifted.current(node)) is not node and lifted.alive(now)]
+    left = sorted(filter(lifted.alive, made))
     dead = [node for node in stretch if not lifted.alive(node)]
-    if not dead:
+    if not dead or not all(_can_be_made_again(lifted, node) for node in left):
         return None
+    given = _given(lifted, layout, family)
+    if given is None:
+        return None
+    standing = [(node, lifted.current(node)) for node in stretch]
+    moved = [(node, now) for node, now in standing if now is not node and lifted.alive(now)]
+    return Effect(lifted, layout, family, left, anchors, moved, dead, given, _origins(lifted, stretch))
+
+
+def _origins(lifted: LiftedGraph, stretch: Sequence[fx.Node]) -> dict[int, _Origin]:
+    """Of which node's operation each map is, by the map's identity."""
+    found: dict[int, _Origin] = {}
+    for node in stretch:
+        for (axes, channels), map_ in lifted.maps_built(node):
+            found[id(map_)] = _Origin(node, axes, channels, map_)
+    return found
+
+
+def _given(lifted: LiftedGraph, layout: Layout, family: Family) -> dict[fx.Node, fx.Node] | None:
+    """What stands for each value that the first stretch is given; None where one stands for two of them."""
     given: dict[fx.Node, fx.Node] = {}
     for offset in family.given:
         value = layout.nodes[family.starts[0] + offset]
         if given.setdefault(lifted.current(value), value) is not value:
             return None  # one value now, where others may be given two
-    origins = {id(m): _Origin(node, *asked, m) for node in stretch for asked, m in lifted.maps_built(node)}
-    return Effect(lifted, layout, family, left, anchors, moved, dead, given, origins)
+    return given
+
+
+def _can_be_made_again(lifted: LiftedGraph, node: fx.Node) -> bool:
+    """Whether all of a new node is its operation over other values, and the map that its record keeps."""
+    if node in lifted.calls:
+        return False
+    match lifted.op(node):
+        case Affine():
+            return node in lifted.records
+        case Sum() | Concat():
+            return True
+        case _:
+            return False
 
 
 @dataclass
@@ -137,18 +164,27 @@ class Repetition:
             if id(top) in self._maps:
                 work.pop()
                 continue
-            origin = self.effect.origins.get(id(top))
-            if origin is not None:
-                self._maps[id(top)] = self._derived(origin)
-                continue
-            if top.is_given:
-                raise UnlikeError  # numbers of which nothing tells whose they are
-            missing = [given for given in top.inputs if id(given) not in self._maps]
+            missing = self._missing(top)
             if missing:
                 work += missing
-                continue
-            self._maps[id(top)] = top.fed([self._maps[id(given)] for given in top.inputs]) if top.inputs else top
+            else:
+                self._maps[id(top)] = self._remade(top)
         return self._maps[id(map_)]
+
+    def _missing(self, map_: AffineConv) -> list[AffineConv]:
+        """What a map is derived from, as far as the other stretch's is not known yet."""
+        if id(map_) in self.effect.origins:
+            return []
+        if map_.is_given:
+            raise UnlikeError  # numbers of which nothing tells whose they are
+        return [given for given in map_.inputs if id(given) not in self._maps]
+
+    def _remade(self, map_: AffineConv) -> AffineConv:
+        """The other stretch's map, once all that it is derived from is known."""
+        origin = self.effect.origins.get(id(map_))
+        if origin is not None:
+            return self._derived(origin)
+        return map_.fed([self._maps[id(given)] for given in map_.inputs]) if map_.inputs else map_
 
     def _derived(self, origin: _Origin) -> AffineConv:
         """The map of the other stretch's operation; of the same structure."""
@@ -174,26 +210,38 @@ class Repetition:
 
     def _records(self, check: Check | None) -> dict[fx.Node, Record]:
         """The records of the new nodes, for the other stretch; checked."""
-        places: dict[str, str] = {}
-        for node in self.effect.layout.stretch(self.effect.family, self.effect.family.starts[0]):
-            own, other = place_of(node), place_of(self._other(node))
-            if places.setdefault(own, other) != other:
-                raise UnlikeError
+        places = self._places()
         for origin in self.effect.origins.values():
             self._built(origin)  # also where nothing of it is left: what was decided rested on it
-        records = {}
+        records: dict[fx.Node, Record] = {}
         for node in self.effect.made:
             for given in self._lifted.sources(node):
                 if given not in self.effect.made:
                     self._value(given)
             record = self._lifted.records.get(node)
-            if record is None:
-                continue
-            if record.note or not all(source in places for source in record.sources):
+            if record is not None:
+                records[node] = self._record(record, places)
+        self._check(check, records)
+        return records
+
+    def _places(self) -> dict[str, str]:
+        """Where the other stretch has what the first one has at a place."""
+        places: dict[str, str] = {}
+        for node in self.effect.layout.stretch(self.effect.family, self.effect.family.starts[0]):
+            own, other = place_of(node), place_of(self._other(node))
+            if places.setdefault(own, other) != other:
                 raise UnlikeError
-            records[node] = Record(
-                self._map(record.map), [places[s] for s in record.sources], Counter(record.kinds), list(record.rules)
-            )
+        return places
+
+    def _record(self, record: Record, places: Mapping[str, str]) -> Record:
+        """The same history, of the other stretch."""
+        if record.note or not all(source in places for source in record.sources):
+            raise UnlikeError
+        sources = [places[source] for source in record.sources]
+        return Record(self._map(record.map), sources, Counter(record.kinds), list(record.rules))
+
+    def _check(self, check: Check | None, records: Mapping[fx.Node, Record]) -> None:
+        """Every value that is replaced is one that can be, and passes the probes."""
         last = {now: old for old, now in self.effect.moved}  # what is behind the others, which are the same value
         for old, now in self.effect.moved:
             if now not in self.effect.made:
@@ -201,38 +249,33 @@ class Repetition:
             elif check is not None and last[now] is old:
                 error = check(self._proposal(old, now, records))
                 for record in records.values():
-                    known = [e for e in (record.error, error) if e is not None]
-                    record.error = max(known) if known else None
-        return records
+                    record.error = larger(record.error, error)
 
     def _proposal(self, old: fx.Node, now: fx.Node, records: Mapping[fx.Node, Record]) -> Proposal:
         """The replacement of one value of the other stretch, with everything that it replaces."""
         sink, leaves = self._other(old), set[fx.Node]()
-        expr = self._expression(now, records, leaves, first=True)
+        expr = self._computed(now, records, leaves)
+        inside = self._between(sink, leaves)
+        return Proposal("repeated", ((sink, expr),), tuple(sorted(inside)))
+
+    def _between(self, sink: fx.Node, leaves: set[fx.Node]) -> set[fx.Node]:
+        """What is computed on the way from the leaves to the sink, both of the other stretch."""
         inside, work = {sink}, [sink]
         while work:
             for source in self._read(work.pop()):
-                if source not in leaves and source not in inside:
-                    if self._lifted.context.constants.is_constant(source):
-                        continue
-                    if source not in self.effect.layout.place:
-                        raise UnlikeError
-                    inside.add(source)
-                    work.append(source)
-        return Proposal("repeated", ((sink, expr),), tuple(sorted(inside)))
+                if source in leaves or source in inside or self._lifted.context.constants.is_constant(source):
+                    continue
+                if source not in self.effect.layout.place:
+                    raise UnlikeError
+                inside.add(source)
+                work.append(source)
+        return inside
 
     def _read(self, node: fx.Node) -> Sequence[fx.Node]:
         return self._lifted.sources(node) or node.all_input_nodes
 
-    def _expression(
-        self, now: fx.Node, records: Mapping[fx.Node, Record], leaves: set[fx.Node], *, first: bool = False
-    ) -> Expr:
+    def _computed(self, now: fx.Node, records: Mapping[fx.Node, Record], leaves: set[fx.Node]) -> Expr:
         """What a new node of the first stretch computes, over the original values of the other one."""
-        former = next((old for old, moved in self.effect.moved if moved is now), None)
-        if not first and (former is not None or now not in self.effect.made):
-            value = self._other(former) if former is not None else self._lifted.current(self._value(now))
-            leaves.add(value)
-            return Ref(value)
         match self._lifted.op(now):
             case Affine(source=source):
                 given, map_ = self._expression(source, records, leaves), records[now].map
@@ -243,6 +286,18 @@ class Repetition:
                 return Cat(tuple(self._expression(p, records, leaves) for p in parts), int(str(now.args[1])))
             case _:
                 raise UnlikeError
+
+    def _expression(self, now: fx.Node, records: Mapping[fx.Node, Record], leaves: set[fx.Node]) -> Expr:
+        """A value of the first stretch for the other one: an original value, noted as a leaf, or what it computes."""
+        former = next((old for old, moved in self.effect.moved if moved is now), None)
+        if former is not None:
+            value = self._other(former)
+        elif now not in self.effect.made:
+            value = self._lifted.current(self._value(now))
+        else:
+            return self._computed(now, records, leaves)
+        leaves.add(value)
+        return Ref(value)
 
     def _make(self, node: fx.Node, record: Record | None) -> None:
         """The twin of a new node."""
