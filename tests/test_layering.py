@@ -20,6 +20,7 @@ PACKAGES = ("repfx", "passes", "repnext")
 ORDER = (
     "repfx.decline",
     "repfx.errors",
+    "repfx.plugins",
     "repfx.introspection",
     "repfx.algebra",
     "repfx.layers",

@@ -38,7 +38,7 @@ from repfx.layers import ArgumentGuard, SizeGuard
 from repfx.lifting import lift_graph
 from repfx.pipeline.agreement import agree
 from repfx.reporting import Island, Merge, OpCounts
-from repfx.rewriting import MACS, Engine, Objective, Pass
+from repfx.rewriting import Engine, Objective, Pass
 from repfx.state import copied, held
 from repfx.tracing import Example, Passed, called_children, example_values, has_own_call, modes_kept, parameters_of
 from repfx.verification import Call, Held, Spec, count_graph, count_plan, held_by, told_by_graph, trying
@@ -144,7 +144,7 @@ def _rewrite(model: nn.Module, example: Example | None, plan: Plan, passed: Pass
     kept: set[int] = set()
     while True:
         done = _rewrite_once(model, example, plan, passed, kept)
-        if isinstance(done, Capture) or plan.objective is not MACS or not done.shares:
+        if isinstance(done, Capture) or not plan.objective.stores_once or not done.shares:
             return done
         after, _ = count_plan(done.lifted, done.shared, {})
         twice, parting = stored_twice(done.lifted, done.shared)

@@ -19,8 +19,8 @@ from torch import fx
 from repfx.decline import Decline, Reason
 from repfx.graph import Constant, Input, LiftedGraph, Op, Resampling, has_effect, used_outside
 from repfx.rewriting.builder import Builder
-from repfx.rewriting.cost import cost_of_nodes
-from repfx.rewriting.expressions import cost_of_exprs, maps_of, values_of
+from repfx.rewriting.candidate import candidates
+from repfx.rewriting.expressions import values_of
 from repfx.rewriting.isomorphism import Layout, alike
 from repfx.rewriting.objective import Objective
 from repfx.rewriting.probes import verify_proposal
@@ -193,10 +193,7 @@ class Engine:
                 if _moves_past_an_overwriter(value, proposal.interior, expr):
                     fact = f"would read {lifted.place(value)} behind a module that may overwrite it"
                     return Decline(Reason.NOT_EXACT, fact, place)
-        axes = next((m.axes for _, expr in proposal.replacements for m in maps_of(expr)), 0)
-        before = cost_of_nodes(lifted, proposal.interior, sinks, axes)
-        after = cost_of_exprs([expr for _, expr in proposal.replacements])
-        refused = self.objective.refuses(before, after)
+        refused = self.objective.refuses(*candidates(lifted, proposal))
         return None if refused is None else refused.at(place)
 
     def _commit(self, proposal: Proposal, error: float | None) -> None:
