@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import repfx
+from repfx.cli.current import CurrentHelp
 from repfx.cli.draw import HELP as DRAW_HELP
 from repfx.cli.draw import draw
 from repfx.cli.explain import HELP as EXPLAIN_HELP
@@ -43,7 +44,6 @@ app = typer.Typer(
     name="repfx",
     help=HELP,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -55,7 +55,7 @@ COMMANDS = (
     (draw, DRAW_HELP),
 )
 for command, text in COMMANDS:
-    app.command(help=text)(command)
+    app.command(cls=CurrentHelp, help=text)(command)
 
 
 def _show_version(wanted: bool) -> None:
