@@ -18,7 +18,7 @@ from repfx.algebra import AffineConv, Form, form_of
 from repfx.graph import LiftedGraph
 from repfx.rewriting.cost import Cost, cost_of_nodes, densities, map_at
 from repfx.rewriting.expressions import cost_of_exprs, maps_of
-from repfx.rewriting.proposal import Add, Apply, Attend, Cat, Expr, Plain, Proposal, Ref, Shared, Then, Through
+from repfx.rewriting.proposal import Add, Apply, Attend, Cat, Expr, Proposal, Shared, Then, Through
 
 Shape = tuple[int | None, ...] | None
 
@@ -78,24 +78,27 @@ def _steps_of_exprs(exprs: Sequence[Expr]) -> Iterator[Step]:
 
 
 def _steps_of_expr(expr: Expr, density: Fraction | int, seen: set[int]) -> Iterator[Step]:
-    if isinstance(expr, Through | Plain) and id(expr) in seen:
-        return
-    seen.add(id(expr))
+    """The maps of an expression; a value as it is, `Ref` or `Plain`, has none."""
     match expr:
         case Apply(map=map_):
             yield Step(form_of(map_), density)
         case Shared(map=whole, part=part):
-            if id(whole) not in seen:
-                seen.add(id(whole))
+            if _is_new(whole, seen):
                 yield Step(form_of(whole), density)
             yield Step(form_of(part), density)
         case Then(map=map_, value=value):
             yield Step(form_of(map_), density)
             yield from _steps_of_expr(value, density, seen)
         case Through(value=value, density=own):
-            yield from _steps_of_expr(value, density * own, seen)
+            if _is_new(expr, seen):
+                yield from _steps_of_expr(value, density * own, seen)
         case Add(values=values) | Cat(values=values) | Attend(values=values):
             for value in values:
                 yield from _steps_of_expr(value, density, seen)
-        case Ref() | Plain():
-            return
+
+
+def _is_new(part: object, seen: set[int]) -> bool:
+    """Whether something that several expressions hold is met for the first time."""
+    known = id(part) in seen
+    seen.add(id(part))
+    return not known
