@@ -56,7 +56,7 @@ class Registry(Generic[T]):
         except (Exception, SystemExit) as error:  # importing a package runs its code, which raises whatever it likes
             raise UserError(f"{said} cannot be loaded: {first_line(error)}; {remedy}.") from error
         if not isinstance(value, self.type_):
-            raise UserError(f"{said} is a {type(value).__name__}, not a {self.type_.__name__}; {remedy}.")
+            raise UserError(f"{said} is of type {type(value).__name__}, not {self.type_.__name__}; {remedy}.")
         if self.name_of(value) != name:
             raise UserError(f"{said} calls itself {self.name_of(value)!r}; {remedy}.")
         return value
