@@ -193,6 +193,15 @@ def test_a_registered_target_is_checked_before_it_writes(monkeypatch: pytest.Mon
     assert len(seen) == 1
 
 
+def test_a_package_that_a_target_needs_is_looked_for_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(TARGETS, "own", dict(TARGETS.own))
+    export.register(Target(".toy", "a toy", lambda _: Written("", None), needs=("torch", "no_such_package")))
+    said = mistake(["fuse", "nobody:asks", "-o", str(tmp_path / "x.toy")], capsys)
+    assert "writing it needs what is not installed: no_such_package; pip install no_such_package." in said
+
+
 def test_a_flag_that_its_target_does_not_know_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["fuse", TINY_SOURCE, *SIZE, "-o", str(tmp_path / "x.pt2")]
     assert ".pt2 takes no option 'precision'; it takes fixed_batch." in mistake([*out, "--precision", "fp16"], capsys)

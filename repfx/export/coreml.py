@@ -188,4 +188,13 @@ def _write(job: Job) -> Written:
 
 PRECISION = Option("precision", "fp16", "what the network computes in", PRECISIONS)
 SYSTEM = Option("minimum_deployment_target", "iOS16", "the oldest system", SYSTEMS)
-CORE_ML = Target(".mlpackage", "Core ML", _write, "macs", FOR_RUNTIMES, (PRECISION, SYSTEM), is_directory=True)
+CORE_ML = Target(
+    ending=".mlpackage",
+    about="Core ML",
+    write=_write,
+    objective="macs",
+    because=FOR_RUNTIMES,
+    options=(PRECISION, SYSTEM),
+    is_directory=True,
+    needs=("coremltools",),
+)

@@ -120,4 +120,5 @@ def _write(job: Job) -> Written:
 
 
 ABOUT = "checked by onnx and compared in onnxruntime"
-ONNX = Target(".onnx", ABOUT, _write, "macs", FOR_RUNTIMES, (FIXED_BATCH,))
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX = Target(".onnx", ABOUT, _write, "macs", FOR_RUNTIMES, (FIXED_BATCH,), needs=PACKAGES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -69,6 +70,7 @@ class Target:
     because: str = "the default of repfx"  # why that objective, after a colon
     options: tuple[Option, ...] = ()
     is_directory: bool = False
+    needs: tuple[str, ...] = ()  # packages that writing imports, beyond those that repfx itself needs
 
     def chosen(self, given: Mapping[str, object]) -> dict[str, object]:
         """A value for each option.  Raises `UserError` for an option that there is not, and for a value likewise."""
@@ -110,6 +112,10 @@ def recommended_objective(path: str | Path) -> str:
 def check_target(path: str | Path, options: Mapping[str, object] | None = None) -> Target:
     """The target of a path that can be written, given these options, as things stand.  Raises `UserError`."""
     target = target_of(path)
+    missing = [package for package in target.needs if find_spec(package) is None]
+    if missing:
+        packages = " ".join(missing)
+        raise UserError(f"{path}: writing it needs what is not installed: {packages}; pip install {packages}.")
     check_writable(Path(path), directory=target.is_directory)
     target.chosen(options or {})
     return target
