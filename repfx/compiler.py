@@ -13,12 +13,11 @@ from typing import Any
 from torch import nn
 
 from repfx.capture import Exclusion, check_mode, is_exported, unchanged, unwrapped
-from repfx.decline import Reason
 from repfx.emission import carry_attributes, key_map_of
 from repfx.errors import UserError
 from repfx.pipeline import Outcome, Plan, Progress, compile_module, on_meta, running
 from repfx.reporting import Report
-from repfx.rewriting import OBJECTIVES, Objective, Pass
+from repfx.rewriting import Objective, Pass, objective_of
 from repfx.state import held
 from repfx.tracing import Example, modes_kept
 from repfx.verification import Spec, compare_with_original, count_operations
@@ -29,7 +28,7 @@ def reparameterize(
     example_inputs: Sequence[Any] | None = None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    objective: str = "single-branch",
+    objective: str | Objective = "single-branch",
     passes: Sequence[Pass] | None = None,
     exclude: Exclusion = (),
     verify: bool = True,
@@ -45,7 +44,8 @@ def reparameterize(
             and another size is an `InputError`.
         example_kwargs: keyword arguments of that forward.  Tensors are inputs of the result; anything else
             (None, flags, numbers) is compiled in, as given or as its default, and checked at run time.
-        objective: "single-branch" (fewest convolutions) or "macs" (nothing grows).
+        objective: what to minimise: "single-branch" (fewest convolutions), "macs" (nothing grows), a name that
+            another package brings, or an `Objective`.
         passes: the passes to run, in order; default `passes.DEFAULT_PASSES`.
         exclude: module paths, globs or types that must stay as they are.
         verify: check every rewrite on hostile inputs in float64, and with example_inputs the whole model.
@@ -59,7 +59,7 @@ def reparameterize(
         TrainingModeError: the model is in training mode.
         UserError: an unknown objective, or a folded weight that overflows a half-precision dtype.
     """
-    plan = Plan(_objective(objective), _passes(passes), tuple(exclude), verify, progress)
+    plan = Plan(objective_of(objective), _passes(passes), tuple(exclude), verify, progress)
     example = _example(example_inputs, example_kwargs)
     given, model = model, unwrapped(model)
     fused, outcome, report = _carry_out(plan, model, example)
@@ -77,7 +77,7 @@ def explain(
     example_inputs: Sequence[Any] | None = None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    objective: str = "single-branch",
+    objective: str | Objective = "single-branch",
     passes: Sequence[Pass] | None = None,
     exclude: Exclusion = (),
 ) -> Report:
@@ -85,7 +85,7 @@ def explain(
 
     Works on the meta device.  Arguments as for `reparameterize`.
     """
-    plan = Plan(_objective(objective), _passes(passes), tuple(exclude), verify=False, progress=None, build=False)
+    plan = Plan(objective_of(objective), _passes(passes), tuple(exclude), verify=False, progress=None, build=False)
     _, _, report = _carry_out(plan, unwrapped(model), _example(example_inputs, example_kwargs))
     return report
 
@@ -123,12 +123,6 @@ def uncollected() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
-
-
-def _objective(name: str) -> Objective:
-    if name not in OBJECTIVES:
-        raise UserError(f"objective {name!r} is not known; choose one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[name]
 
 
 def _passes(passes: Sequence[Pass] | None) -> tuple[Pass, ...]:
@@ -181,4 +175,4 @@ def _measured(report: Report, model: nn.Module, fused: nn.Module, example: Examp
     return replace(report, before=before, after=after, verify_seconds=seconds)
 
 
-__all__ = ["OBJECTIVES", "Reason", "explain", "key_map", "reparameterize", "report"]
+__all__ = ["explain", "key_map", "reparameterize", "report"]

@@ -25,11 +25,11 @@ def require(job: str, *packages: str) -> None:
 
     Args:
         job: what needs them, as the subject of a sentence: "writing an .onnx file".
-        packages: keys of `EXTRA_OF`.
+        packages: names to import; those that no extra brings are to be installed by their own name.
     """
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise UserError(
-            f"{job} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
-            f'pip install "repfx[{EXTRA_OF[missing[0]]}]".'
-        )
+        extra = EXTRA_OF.get(missing[0])
+        remedy = f'pip install "repfx[{extra}]"' if extra else f"pip install {' '.join(missing)}"
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{job} needs {' and '.join(missing)}, which {verb} not installed; {remedy}.")

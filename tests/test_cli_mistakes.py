@@ -69,7 +69,7 @@ OPTIONS = {
     "no output": ([], "Missing option"),
     "unknown flag": (["-o", "{}/o.onnx", "--fast"], "No such option"),
     "unknown precision": (["-o", "{}/o.mlpackage", "--precision", "int8"], "is not one of"),
-    "unknown target": (["-o", "{}/o.mlpackage", "--minimum-deployment-target", "iOS3"], "unknown deployment target"),
+    "unknown target": (["-o", "{}/o.mlpackage", "--minimum-deployment-target", "iOS3"], "is not one of iOS15"),
     "pretrained code": (["-o", "{}/o.onnx", "--pretrained"], "works for registry names only"),
     "unknown module": (["-o", "{}/o.onnx", "--exclude", "blcks.0"], "blcks.0"),
 }

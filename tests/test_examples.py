@@ -14,6 +14,8 @@ SAYS: dict[str, tuple[str, ...]] = {
     "export_onnx": ("'Conv': 74", "of 500 test images correctly"),
     "save_and_load": ("model='repnext_nano'", "bit-equal: True"),
     "fuse_backbone": ("191 convolutions -> 41", "(1, 8, 24, 16) equal"),
+    "custom_target": ("150 arrays", "equal: True"),
+    "custom_objective": ("single-branch: 41 convolutions", "small-kernels: 71 convolutions", "macs: 74 convolutions"),
     "custom_pass": ("14 batch norms -> 0", "14 convolutions -> 14", "equal: "),
 }
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import repfx
 from repfx import export
-from repfx.compiler import OBJECTIVES
 from repfx.errors import UserError
 from repfx.export.program import fix_borders, measured_error
 from repfx.layers import BorderTerm
+from repfx.rewriting import OBJECTIVES
 from tests.blocks.perhead import TransformerBlock
 from tests.outside import SIZE, tiny
 
@@ -48,7 +48,7 @@ def fused_tiny(objective: str = "macs") -> nn.Module:
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES.own)
 def test_convolutions_survive_export(ending: str, objective: str, tmp_path: Path) -> None:
     fused = fused_tiny(objective)
     written = WRITERS[ending](fused, INPUT, tmp_path / f"net{ending}")

@@ -21,6 +21,7 @@ ORDER = (
     "repfx.decline",
     "repfx.errors",
     "repfx.extras",
+    "repfx.plugins",
     "repfx.introspection",
     "repfx.algebra",
     "repfx.layers",
@@ -117,7 +118,7 @@ def test_other_rooms_are_entered_through_their_face(module: str) -> None:
 def test_a_face_says_what_the_room_owns_and_hides_none_of_its_files(name: str) -> None:
     assert ast.get_docstring(ast.parse(MODULES[name].read_text()))
     exported = {n for n in face_of(name) if not inspect.ismodule(getattr(importlib.import_module(name), n))}
-    files = {path.stem for path in MODULES[name].parent.glob("*.py")}
+    files = {path.stem for path in MODULES[name].parent.iterdir() if path.suffix == ".py" or path.is_dir()}
     assert not exported & files, "a name of the face has the name of a file, which `import` would then not find"
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import repfx
+from repfx.cli.current import CurrentHelp
 from repfx.cli.draw import HELP as DRAW_HELP
 from repfx.cli.draw import draw
 from repfx.cli.explain import HELP as EXPLAIN_HELP
@@ -43,7 +44,6 @@ app = typer.Typer(
     name="repfx",
     help=HELP,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -55,7 +55,7 @@ COMMANDS = (
     (draw, DRAW_HELP),
 )
 for command, text in COMMANDS:
-    app.command(help=text)(command)
+    app.command(cls=CurrentHelp, help=text)(command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -87,40 +87,31 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = int(app(args=arguments, prog_name="repfx", standalone_mode=False) or 0)
         sys.stdout.flush()
         return code
-    except (UserError, ClickException) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        sentence = _sentence(error)
-        if sentence:
-            _complain(sentence)
-        return USER_MISTAKE
-    except MismatchError as error:
-        if debug:
-            traceback.print_exc()
-        _complain(f"{error}; nothing was written.")
-        return OUR_BUG
-    except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; nothing was written.")
-        return INTERRUPTED
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC):
-            return _our_bug(error, debug)
-        _close_stdout()
-        if error.errno == errno.ENOSPC:
-            _complain("the result cannot be printed: no space left on the device.")
-        return USER_MISTAKE if error.errno == errno.ENOSPC else 0
-    except Exception as error:
-        return _our_bug(error, debug)
+        return _answer(error, debug)
 
 
-def _our_bug(error: Exception, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    _complain(
-        f"internal error, our bug and not yours: {first_line(error)}; "
-        f"please report it{'' if debug else ' with the output of the same command and --debug'}."
-    )
-    return OUR_BUG
+def _answer(error: BaseException, debug: bool) -> int:
+    """Say in one sentence what went wrong, and whose mistake it is by the exit code."""
+    match error:
+        case UserError() | ClickException():
+            return _complain(_sentence(error), USER_MISTAKE)
+        case MismatchError():
+            return _complain(f"{error}; nothing was written.", OUR_BUG)
+        case KeyboardInterrupt() | typer.Abort():
+            return _complain("interrupted; nothing was written.", INTERRUPTED)
+        case OSError(errno=errno.EPIPE):
+            _close_stdout()
+            return 0
+        case OSError(errno=errno.ENOSPC):
+            _close_stdout()
+            return _complain("the result cannot be printed: no space left on the device.", USER_MISTAKE)
+        case _:
+            more = "" if debug else " with the output of the same command and --debug"
+            said = f"internal error, our bug and not yours: {first_line(error)}; please report it{more}."
+            return _complain(said, OUR_BUG)
 
 
 def _close_stdout() -> None:
@@ -135,8 +126,10 @@ def _sentence(error: Exception) -> str:
     return line if not line or line.endswith((".", "?", "!")) else f"{line}."
 
 
-def _complain(sentence: str) -> None:
-    print(f"repfx: {sentence}", file=sys.stderr)
+def _complain(sentence: str, code: int) -> int:
+    if sentence:
+        print(f"repfx: {sentence}", file=sys.stderr)
+    return code
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 import repfx
-from repfx import export
 from repfx.cli import options as given
 from repfx.cli.subject import Request, load_subject
 from repfx.cli.terminal import Terminal
@@ -42,7 +41,7 @@ def draw(
 ) -> int:
     terminal = Terminal(quiet, False, debug)
     check_drawable(out)
-    chosen = given.chosen_objective(objective, export.RECOMMENDED_OBJECTIVE[".safetensors"])
+    chosen = given.chosen_objective(objective)
     request = Request(
         model,
         given.parsed_options(model_option, num_classes),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import repfx
-from repfx import export
 from repfx.cli import options as given
 from repfx.cli.subject import Request, check_patterns, load_subject
 from repfx.cli.terminal import Terminal
@@ -34,7 +33,7 @@ def explain(
     debug: given.Debug = False,
 ) -> int:
     terminal = Terminal(quiet, json, debug)
-    chosen = given.chosen_objective(objective, export.RECOMMENDED_OBJECTIVE[".safetensors"])
+    chosen = given.chosen_objective(objective)
     request = Request(
         model,
         given.parsed_options(model_option, num_classes),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import repfx
-from repfx import export
 from repfx.cli import options as given
 from repfx.cli.output import Wish, write_output
 from repfx.cli.subject import Request, check_patterns, load_subject
@@ -19,10 +16,7 @@ from repfx.errors import MismatchError
 HELP = """Fuse MODEL and write it by the ending of OUT.
 
 \b
-.safetensors  fused weights, no code; `repfx load` rebuilds the model
-.pt2          a torch.export program
-.onnx         checked by onnx and compared in onnxruntime
-.mlpackage    Core ML
+{targets}
 
 Prints what was merged, what was declined and why, the operations before and after, and the measured
 difference. OUT appears whole or not at all.
@@ -36,25 +30,9 @@ Examples:
 """
 
 
-class Precision(str, Enum):  # noqa: UP042  # typer shows the values of a str enum
-    """What Core ML computes in."""
-
-    FP16 = "fp16"
-    FP32 = "fp32"
-
-
 def fuse(
     model: given.Model,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--out",
-            metavar="OUT",
-            help="Output: .safetensors, .pt2, .onnx or .mlpackage.",
-            show_default=False,
-        ),
-    ],
+    out: given.Out,
     checkpoint: given.CheckpointFile = None,
     checkpoint_key: given.CheckpointKey = None,
     objective: given.Objective = None,
@@ -63,24 +41,29 @@ def fuse(
     num_classes: given.NumClasses = None,
     model_option: given.ModelOption = None,
     pretrained: given.Pretrained = False,
-    precision: Annotated[Precision, typer.Option(help="Core ML only: what the network computes in.")] = Precision.FP16,
+    precision: given.Precision = None,
     minimum_deployment_target: Annotated[
-        str,
-        typer.Option(metavar="TARGET", help=f"Core ML only: the oldest system, {', '.join(export.TARGETS)}."),
-    ] = "iOS16",
-    fixed_batch: Annotated[
-        bool, typer.Option("--fixed-batch", help=".pt2 and .onnx: a batch of one instead of any batch.")
-    ] = False,
+        str | None,
+        typer.Option(metavar="SYSTEM", help="{option minimum_deployment_target}"),
+    ] = None,
+    fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="{option fixed_batch}")] = False,
+    target_option: given.TargetOption = None,
     trust: given.Trust = False,
     quiet: given.Quiet = False,
     json: given.Json = False,
     debug: given.Debug = False,
 ) -> int:
     terminal = Terminal(quiet, json, debug)
-    wish = Wish(out, precision.value, minimum_deployment_target, fixed_batch)
-    wish.check()
-    chosen = given.chosen_objective(objective, export.recommended_objective(out))
-    because = "as asked" if objective else export.OBJECTIVE_BECAUSE[chosen]
+    target_options = given.parsed_target_options(
+        target_option,
+        precision=precision,
+        minimum_deployment_target=minimum_deployment_target,
+        fixed_batch=fixed_batch or None,
+    )
+    wish = Wish(out, target_options)
+    target = wish.check()
+    chosen = given.chosen_objective(objective, target.objective)
+    because = "as asked" if objective else target.because
     request = Request(
         model,
         given.parsed_options(model_option, num_classes),
@@ -101,7 +84,7 @@ def fuse(
             raise MismatchError(f"the fused {model} is {equality}; that is our bug")
         update(f"writing {out}", 0.95)
         written = write_output(fused, subject.inputs, wish, request, patterns, terminal)
-    terminal.show(report, f"objective {chosen}: {because}.", written.sentence)
+    terminal.show(report, f"objective {chosen}: {because}.", f"wrote {out}: {written.sentence}")
     terminal.show_json(
         {
             "objective": chosen,

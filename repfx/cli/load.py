@@ -9,7 +9,7 @@ import torch
 import typer
 
 from repfx.cli import options as given
-from repfx.cli.fuse import Precision
+from repfx.cli.current import complete_output
 from repfx.cli.output import Wish, write_output
 from repfx.cli.subject import Request, example_for
 from repfx.cli.terminal import Terminal
@@ -20,7 +20,7 @@ from repfx.verification import count_operations
 HELP = """Rebuild the model that FILE holds the fused weights of, and check that they fit and run.
 
 FILE records the model's name, which is believed for names of a registry only; give MODEL otherwise.
-With -o the model is written on, as .pt2, .onnx or .mlpackage.
+With -o the model is written on, by the ending of OUT.
 
 \b
 Examples:
@@ -37,18 +37,25 @@ def load(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=given.MODEL_HELP, show_default=False)] = None,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="OUT", help="Also write the model: .pt2, .onnx or .mlpackage."),
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="OUT",
+            help="Also write the model; the ending is as in repfx fuse.",
+            autocompletion=complete_output,
+        ),
     ] = None,
     input_size: given.InputSize = None,
     num_classes: given.NumClasses = None,
     model_option: given.ModelOption = None,
-    precision: Annotated[Precision, typer.Option(help="Core ML only: what the network computes in.")] = Precision.FP16,
+    precision: given.Precision = None,
+    target_option: given.TargetOption = None,
     quiet: given.Quiet = False,
     json: given.Json = False,
     debug: given.Debug = False,
 ) -> int:
     terminal = Terminal(quiet, json, debug)
-    wish = None if out is None else Wish(out, precision.value)
+    wish = None if out is None else Wish(out, given.parsed_target_options(target_option, precision=precision))
     if wish is not None:
         wish.check()
     record = read_fused_record(file)
@@ -70,7 +77,7 @@ def load(
     terminal.show(
         f"{file}: {name}, objective {record.objective}, fused by repfx {record.version}; the weights fit: "
         f"{counts.convolutions} convolutions, {counts.batch_norms} batch norms, {counts.parameters:,} parameters",
-        *([written.sentence] if written else []),
+        *([f"wrote {out}: {written.sentence}"] if written else []),
     )
     terminal.show_json(
         {

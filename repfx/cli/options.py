@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from repfx.compiler import OBJECTIVES
+from repfx.cli.current import complete_objective, complete_output
 from repfx.errors import UserError
+from repfx.rewriting import OBJECTIVES, SINGLE_BRANCH
 
 MODEL_HELP = (
     "repnext_m1, timm:NAME, torchvision:NAME, package.module:factory, path/to/file.py:factory or path/to/model.pt2."
@@ -37,7 +38,20 @@ CheckpointKey = Annotated[
 ]
 Objective = Annotated[
     str | None,
-    typer.Option("--objective", metavar="NAME", help=f"What to minimise: {' or '.join(OBJECTIVES)}."),
+    typer.Option(
+        "--objective", metavar="NAME", help="What to minimise: {objectives}.", autocompletion=complete_objective
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "-o",
+        "--out",
+        metavar="OUT",
+        help="Output: {endings}.",
+        show_default=False,
+        autocompletion=complete_output,
+    ),
 ]
 InputSize = Annotated[
     str | None,
@@ -46,6 +60,14 @@ InputSize = Annotated[
         metavar="C,H,W",
         help="Size of one input, without the batch. Default: what the model's registry says, or 3,224,224.",
     ),
+]
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option("--target-option", metavar="KEY=VALUE", help="Option of the output's target. May be repeated."),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", metavar="NAME", help="{option precision}"),
 ]
 Exclude = Annotated[
     list[str] | None,
@@ -74,13 +96,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what other libraries print.")]
 
 
-def chosen_objective(name: str | None, default: str) -> str:
+def chosen_objective(name: str | None, default: str = SINGLE_BRANCH.name) -> str:
     """`name`, or `default` where none was given.  Raises `UserError` for an unknown one."""
     if name is None:
         return default
-    if name not in OBJECTIVES:
-        close = difflib.get_close_matches(name, OBJECTIVES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"it is {' or '.join(OBJECTIVES)}."
+    if OBJECTIVES.find(name) is None:
+        known = OBJECTIVES.names()
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it is {' or '.join(known)}."
         raise UserError(f"unknown objective {name!r}; {hint}")
     return name
 
@@ -96,12 +119,24 @@ def parsed_size(text: str | None) -> tuple[int, ...] | None:
 
 
 def parsed_options(pairs: list[str] | None, num_classes: int | None) -> dict[str, object]:
-    """`KEY=VALUE` pairs as keyword arguments; values are Python literals, else text.  Raises `UserError`."""
-    options: dict[str, object] = {} if num_classes is None else {"num_classes": num_classes}
+    """The keyword arguments of the model.  Raises `UserError`."""
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    return {**classes, **_parsed_pairs(pairs, "--model-option", "drop_rate=0.1")}
+
+
+def parsed_target_options(pairs: list[str] | None, **flags: object) -> dict[str, object]:
+    """The options of the target, those that have flags of their own included, where given.  Raises `UserError`."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return {**given, **_parsed_pairs(pairs, "--target-option", "precision=fp32")}
+
+
+def _parsed_pairs(pairs: list[str] | None, flag: str, example: str) -> dict[str, object]:
+    """`KEY=VALUE` pairs; values are Python literals, else text.  Raises `UserError`."""
+    options: dict[str, object] = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise UserError(f"--model-option {pair!r}: write KEY=VALUE, as in drop_rate=0.1.")
+            raise UserError(f"{flag} {pair!r}: write KEY=VALUE, as in {example}.")
         try:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

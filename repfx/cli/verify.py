@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 import repfx
-from repfx import export
 from repfx.cli import options as given
 from repfx.cli.subject import Request, check_patterns, load_subject
 from repfx.cli.terminal import Terminal
@@ -60,7 +59,7 @@ def verify(
         raise UserError("--fused: the file records its own --objective and --exclude; leave them out.")
     if fused is not None and random_statistics:
         raise UserError("--fused: random statistics cannot equal weights saved earlier; leave one out.")
-    chosen = given.chosen_objective(objective, export.RECOMMENDED_OBJECTIVE[".safetensors"])
+    chosen = given.chosen_objective(objective)
     request = Request(
         model,
         given.parsed_options(model_option, num_classes),

@@ -2,130 +2,185 @@
 
 Rows by longest path from the top, order within a row by barycentres (Sugiyama, Tagawa, Toda 1981), columns
 by least squares.  Lengths are in inches; y grows upwards.
+
+Why no library does this: grandalf is the one in pure Python that knows sizes of boxes, was last released in January
+2023, and leads lines behind boxes of other sizes; graph-layout knows no sizes; graphviz and igraph are compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, chain, combinations, pairwise
 
 import networkx as nx
 
 GAP = 0.14  # inches between neighbouring boxes
 ROWS_APART = 0.26  # inches between rows of boxes, and more where many edges spread out
 SPREAD = 0.035  # inches more for each such edge
+MOST_SPREAD = 10  # edges, after which there is room enough
+PASSING = 0.1  # inches of a row that a passing edge takes
+ORDERING, SETTLING, HANGING = 24, 50, 10  # sweeps; the last, in which a box hangs below what feeds it
 
 Size = tuple[float, float]  # (width, height)
+Point = tuple[float, float]
+Edge = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Layout:
     """Centres of boxes and bends of long edges, in inches; y grows upwards."""
 
-    places: Mapping[str, tuple[float, float]]
-    routes: Mapping[tuple[str, str], tuple[tuple[float, float], ...]]  # edge -> points on its way
+    places: Mapping[str, Point]
+    routes: Mapping[Edge, tuple[Point, ...]]  # edge -> points on its way
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The boxes in rows.  An edge that passes a row has a name there, and is then a chain of links."""
+
+    rows: list[list[str]]
+    chains: Mapping[Edge, tuple[str, ...]]  # edge -> the names on its way, both ends included
+    links: nx.DiGraph[str]  # from each row to the next
+    sizes: Mapping[str, Size]
+
+    def neighbours(self, name: str) -> list[str]:
+        """What is linked to a name, above and then below."""
+        return [*self.links.predecessors(name), *self.links.successors(name)]
+
+    def feeding(self, name: str) -> list[str]:
+        """What is linked to a name above, or below where nothing is."""
+        return list(self.links.predecessors(name)) or list(self.links.successors(name))
+
+    def positions(self) -> dict[str, int]:
+        """The place of each name in its row."""
+        return {name: place for row in self.rows for place, name in enumerate(row)}
 
 
 def layout_of(picture: nx.DiGraph[str], sizes: Mapping[str, Size]) -> Layout:
     """The drawing of an acyclic graph whose boxes have these sizes."""
-    rows, chains, widths = _rows(picture, sizes)
-    above: dict[str, list[str]] = {name: [] for row in rows for name in row}
-    below: dict[str, list[str]] = {name: [] for row in rows for name in row}
-    for chain in chains.values():
-        for a, b in pairwise(chain):
-            above[b].append(a)
-            below[a].append(b)
-    _order(rows, above, below)
-    x = _columns(rows, above, below, widths)
-    heights = [max(sizes[n][1] for n in row if n in sizes) for row in rows]
-    y: dict[str, float] = {}
-    at = 0.0
-    for row, height, following in zip(rows, heights, [*heights[1:], 0.0]):
-        y.update(dict.fromkeys(row, at))
-        most = max(max(len(below[n]) for n in row), max((len(above[m]) for n in row for m in below[n]), default=0))
-        at -= height / 2 + following / 2 + ROWS_APART + SPREAD * min(most - 1, 10)
-    places = {name: (x[name], y[name]) for name in picture}
-    level = {name: index for index, row in enumerate(rows) for name in row}
-    routes = {}
-    for edge, chain in chains.items():  # straight past the boxes of a row, bent between rows
-        half = [(x[n], y[n], heights[level[n]] / 2) for n in chain[1:-1]]
-        routes[edge] = tuple(point for a, b, h in half for point in ((a, b + h), (a, b - h)))
-    return Layout(places, routes)
+    drawing = _rows(picture, sizes)
+    _order(drawing)
+    x, y = _columns(drawing), _levels(drawing)
+    half = {name: _height(drawing, row) / 2 for row in drawing.rows for name in row}
+
+    def past(name: str) -> tuple[Point, Point]:
+        """Straight past the boxes of a row; edges bend between rows."""
+        return (x[name], y[name] + half[name]), (x[name], y[name] - half[name])
+
+    routes = {edge: tuple(chain.from_iterable(map(past, names[1:-1]))) for edge, names in drawing.chains.items()}
+    return Layout({name: (x[name], y[name]) for name in picture}, routes)
 
 
-def _rows(
-    picture: nx.DiGraph[str], sizes: Mapping[str, Size]
-) -> tuple[list[list[str]], dict[tuple[str, str], list[str]], dict[str, float]]:
-    """Rows of names, the chain of names each edge takes, and widths; an edge passing a row has a name there."""
+def _rows(picture: nx.DiGraph[str], sizes: Mapping[str, Size]) -> _Rows:
+    """The boxes in rows, in no particular order within one."""
+    depth = _depths(picture)
+    rows: list[list[str]] = [[] for _ in range(max(depth.values(), default=0) + 1)]
+    for name in picture:
+        rows[depth[name]].append(name)
+    links: nx.DiGraph[str] = nx.DiGraph()
+    links.add_nodes_from(picture)
+    chains: dict[Edge, tuple[str, ...]] = {}
+    all_sizes = dict(sizes)
+    for a, b in picture.edges:
+        passed = {level: f"{a} to {b} at {level}" for level in range(depth[a] + 1, depth[b])}
+        for level, name in passed.items():
+            rows[level].append(name)
+            all_sizes[name] = (PASSING, 0.0)
+        chains[a, b] = (a, *passed.values(), b)
+        nx.add_path(links, chains[a, b])
+    return _Rows(rows, chains, links, all_sizes)
+
+
+def _depths(picture: nx.DiGraph[str]) -> dict[str, int]:
+    """The row of each box: below all that it reads; what reads nothing stands right above its first reader."""
     depth = {name: index for index, names in enumerate(nx.topological_generations(picture)) for name in names}
     for name in picture:
         if not picture.in_degree(name) and picture.out_degree(name):
             depth[name] = min(depth[reader] for reader in picture.successors(name)) - 1
-    rows: list[list[str]] = [[] for _ in range(max(depth.values(), default=0) + 1)]
-    widths = {name: sizes[name][0] for name in picture}
-    for name in picture:
-        rows[depth[name]].append(name)
-    chains = {}
-    for a, b in picture.edges:
-        bends = [f"{a} to {b} at {level}" for level in range(depth[a] + 1, depth[b])]
-        for level, bend in enumerate(bends, depth[a] + 1):
-            rows[level].append(bend)
-            widths[bend] = 0.1
-        chains[a, b] = [a, *bends, b]
-    return rows, chains, widths
+    return depth
 
 
-def _order(rows: list[list[str]], above: Mapping[str, list[str]], below: Mapping[str, list[str]]) -> None:
+def _order(drawing: _Rows) -> None:
     """Sort each row by the mean position of its neighbours, downwards and upwards in turn; keep the best."""
-    best, fewest = [list(row) for row in rows], _crossings(rows, below)
-    for sweep in range(24):
-        near = below if sweep % 2 else above
-        for row in reversed(rows) if sweep % 2 else rows:
-            position = {name: i for other in rows for i, name in enumerate(other)}
-            own = {name: i for i, name in enumerate(row)}
-            row.sort(key=lambda n: _mean([position[m] for m in near[n]], own[n]))
-        crossings = _crossings(rows, below)
+    best, fewest = [list(row) for row in drawing.rows], _crossings(drawing)
+    for sweep in range(ORDERING):
+        if sweep % 2:
+            _sort_by(drawing, reversed(drawing.rows), drawing.links.successors)
+        else:
+            _sort_by(drawing, drawing.rows, drawing.links.predecessors)
+        crossings = _crossings(drawing)
         if crossings < fewest:
-            best, fewest = [list(row) for row in rows], crossings
-    for row, kept in zip(rows, best):
+            best, fewest = [list(row) for row in drawing.rows], crossings
+    for row, kept in zip(drawing.rows, best):
         row[:] = kept
 
 
-def _crossings(rows: Sequence[Sequence[str]], below: Mapping[str, list[str]]) -> int:
-    position = {name: i for row in rows for i, name in enumerate(row)}
-    total = 0
+def _sort_by(drawing: _Rows, rows: Iterable[list[str]], near: Callable[[str], Iterable[str]]) -> None:
     for row in rows:
-        ends = [(position[a], position[b]) for a in row for b in below[a]]
-        total += sum(p[0] < q[0] and p[1] > q[1] for p in ends for q in ends)
+        position = drawing.positions()
+        means = {name: _mean([position[other] for other in near(name)], position[name]) for name in row}
+        row.sort(key=means.__getitem__)
+
+
+def _crossings(drawing: _Rows) -> int:
+    """How many pairs of links cross."""
+    position = drawing.positions()
+    total = 0
+    for row in drawing.rows:
+        ends = sorted((position[a], position[b]) for a, b in drawing.links.out_edges(row))
+        total += sum(p[0] < q[0] and p[1] > q[1] for p, q in combinations(ends, 2))
     return total
 
 
-def _columns(
-    rows: Sequence[Sequence[str]],
-    above: Mapping[str, list[str]],
-    below: Mapping[str, list[str]],
-    widths: Mapping[str, float],
-) -> dict[str, float]:
+def _columns(drawing: _Rows) -> dict[str, float]:
     """Every box as near as the order and the gaps allow to the mean of its neighbours."""
     x: dict[str, float] = {}
-    for row in rows:
-        at = -sum(widths[name] + GAP for name in row) / 2
-        for name in row:
-            x[name] = at + widths[name] / 2
-            at += widths[name] + GAP
-    for sweep in range(60):
-        for row in rows:
-            wanted = [_mean([x[m] for m in (*above[name], *below[name])], x[name]) for name in row]
-            if sweep >= 50:  # at last, below what feeds it
-                wanted = [_mean([x[m] for m in above[name]] or [x[m] for m in below[name]], x[name]) for name in row]
-            offsets, at = [], 0.0
-            for index, name in enumerate(row):
-                at += 0.0 if not index else (widths[row[index - 1]] + widths[name]) / 2 + GAP
-                offsets.append(at)
-            monotone = _nearest_monotone([w - o for w, o in zip(wanted, offsets)])
-            x.update({name: m + o for name, m, o in zip(row, monotone, offsets)})
+    for row in drawing.rows:
+        widths = [drawing.sizes[name][0] for name in row]
+        first = (widths[0] - sum(widths) - GAP * len(row)) / 2
+        x.update((name, first + offset) for name, offset in zip(row, _offsets(widths)))
+    for sweep in range(SETTLING + HANGING):
+        for row in drawing.rows:
+            near = drawing.neighbours if sweep < SETTLING else drawing.feeding
+            wanted = [_mean([x[other] for other in near(name)], x[name]) for name in row]
+            widths = [drawing.sizes[name][0] for name in row]
+            x.update(zip(row, _spread(wanted, _offsets(widths))))
     return x
+
+
+def _offsets(widths: Sequence[float]) -> list[float]:
+    """Where the boxes of a row stand when they stand as close as they may, the first at 0."""
+    return [*accumulate(((a + b) / 2 + GAP for a, b in pairwise(widths)), initial=0.0)]
+
+
+def _spread(wanted: Sequence[float], offsets: Sequence[float]) -> list[float]:
+    """The places nearest to those wanted (least squares) that keep the order and the gaps."""
+    slack = _nearest_monotone([place - offset for place, offset in zip(wanted, offsets)])
+    return [own + offset for own, offset in zip(slack, offsets)]
+
+
+def _levels(drawing: _Rows) -> dict[str, float]:
+    """How high every box stands: rows are further apart where many edges spread out."""
+    y: dict[str, float] = {}
+    at = 0.0
+    below = [*drawing.rows[1:], []]
+    for row, following in zip(drawing.rows, below):
+        y.update(dict.fromkeys(row, at))
+        most = max((_fan(drawing, link) for link in drawing.links.out_edges(row)), default=0)
+        halves = (_height(drawing, row) + _height(drawing, following)) / 2
+        at -= halves + ROWS_APART + SPREAD * min(most - 1, MOST_SPREAD)
+    return y
+
+
+def _fan(drawing: _Rows, link: Edge) -> int:
+    """How many links leave where this one leaves, or arrive where it arrives."""
+    a, b = link
+    return max(drawing.links.out_degree(a), drawing.links.in_degree(b))
+
+
+def _height(drawing: _Rows, row: Sequence[str]) -> float:
+    return max((drawing.sizes[name][1] for name in row), default=0.0)
 
 
 def _nearest_monotone(values: Sequence[float]) -> list[float]:

@@ -24,6 +24,11 @@ from repfx.io import check_writable, whole_output
 from repfx.layers import BorderTerm
 
 ENDINGS = (".png", ".svg", ".pdf")
+CALLS = ("call_function", "call_method", "call_module")
+BORDER_AXES: dict[tuple[bool, ...], str] = {
+    (False, True): "rows",
+    (True, False): "columns",
+}  # what is free -> over which it varies
 FILLS = {  # what kinds of operations are drawn as; those left out are drawn as "other"
     OpKind.CONVOLUTION: "convolution",
     OpKind.TRANSPOSED: "convolution",
@@ -96,13 +101,14 @@ def operations_after(fused: nn.Module, at: str = "") -> nx.DiGraph[str]:
     """The operations of a compiled network that came out of the module `at`.  Raises `UserError`."""
     if not isinstance(fused, fx.GraphModule):
         raise UserError(f"{type(fused).__name__}: does not trace as a whole; draw one of its submodules.")
-    merged = {m.path for m in report(fused).merges if any(_within(source, at) for source in m.sources)}
-    suffixed = {f"{path}{suffix}" for path in merged for suffix in ("", "_gather", "_order")}
-    others = {m.path for m in report(fused).merges} - merged
+    merges = report(fused).merges
+    merged = {merge.path for merge in merges if any(_within(source, at) for source in merge.sources)}
+    from_inside = {f"{path}{suffix}" for path in merged for suffix in ("", "_gather", "_order")}
+    from_outside = {merge.path for merge in merges} - merged
 
     def inside(node: fx.Node) -> bool:
         place = place_of(node)
-        return place in suffixed or (_within(place, at) and place not in others)
+        return place in from_inside or (_within(place, at) and place not in from_outside)
 
     return _operations(fused.graph, fused, inside)
 
@@ -127,10 +133,10 @@ def _operations(graph: fx.Graph, root: nn.Module, inside: Callable[[fx.Node], bo
             picture.add_node(node.name, box=Box("input", "value"))
         return names[node]
 
-    chosen = [n for n in graph.nodes if n.op not in ("placeholder", "output", "get_attr") and inside(n)]
-    chosen = [n for n in chosen if not constants.is_constant(n)]
+    executed = [node for node in graph.nodes if node.op in CALLS and not constants.is_constant(node)]
+    chosen = [node for node in executed if inside(node)]
     for node in chosen:
-        sources = [n for n in node.all_input_nodes if not constants.is_constant(n)]
+        sources = [source for source in node.all_input_nodes if not constants.is_constant(source)]
         if _is_no_op(node, root):
             names[node] = value(sources[0])
             continue
@@ -138,9 +144,7 @@ def _operations(graph: fx.Graph, root: nn.Module, inside: Callable[[fx.Node], bo
         for source in sources:
             picture.add_edge(value(source), node.name)
         names[node] = _with_borders(picture, node, root)
-    read = {n for node in chosen for n in node.all_input_nodes}
-    made = set(chosen)
-    for name in {names[n] for n in chosen if n not in read or any(u not in made for u in n.users)}:
+    for name in dict.fromkeys(names[node] for node in _results(chosen)):
         picture.add_node(f"output of {name}", box=Box("output", "value"))
         picture.add_edge(name, f"output of {name}")
     _flatten_sums(picture)
@@ -152,6 +156,12 @@ def _info(node: fx.Node, root: nn.Module) -> OpInfo | None:
     if node.op == "call_module":
         return OPERATIONS.like(root.get_submodule(str(node.target)))
     return operation_named(node)
+
+
+def _results(chosen: Sequence[fx.Node]) -> list[fx.Node]:
+    """The nodes that are read by others than the chosen, or by nothing."""
+    made = set(chosen)
+    return [node for node in chosen if not node.users or not made.issuperset(node.users)]
 
 
 def _is_no_op(node: fx.Node, root: nn.Module) -> bool:
@@ -230,7 +240,7 @@ def _with_borders(picture: nx.DiGraph[str], node: fx.Node, root: nn.Module) -> s
     for index, term in enumerate(terms):
         name = f"{node.name} border {index}"
         size = _times([k for k, free in zip(term.weight.shape[1:], term.free) if not free])
-        axes = "rows" if term.free == (False, True) else "columns" if term.free == (True, False) else "rows, columns"
+        axes = BORDER_AXES.get(term.free, "rows, columns")
         picture.add_node(name, box=Box(f"border term\n{size} taps\nover {axes}", "border term"))
         picture.add_edge(name, total)
     return total

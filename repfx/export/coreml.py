@@ -19,15 +19,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from repfx.errors import UserError, first_line
-from repfx.export.program import ExportError, export_program, flat_outputs, port_names
+from repfx.export.program import (
+    FOR_RUNTIMES,
+    ExportError,
+    export_program,
+    flat_outputs,
+    port_names,
+    sentence_of,
+)
+from repfx.export.targets import Job, Option, Target, Written
 from repfx.extras import require
 from repfx.io import check_writable, whole_output
 
 PACKAGES = ("coremltools",)  # the extra `coreml`
 Precision = Literal["fp16", "fp32"]
-TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")  # the first with ML programs, and later
+PRECISIONS = ("fp16", "fp32")
+SYSTEMS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")  # the first with ML programs, and later
 LARGEST_BATCH = 64  # of a free-batch package; Core ML wants an upper bound
 
 
@@ -66,36 +76,23 @@ def to_coreml(
     path = Path(path)
     require(f"{path}: writing a Core ML package", *PACKAGES)
     check_writable(path, directory=True)
-    if precision not in ("fp16", "fp32"):
-        raise UserError(f"unknown precision {precision!r}; Core ML computes in fp16 or fp32.")
-    if minimum_deployment_target not in TARGETS:
-        raise UserError(f"unknown deployment target {minimum_deployment_target!r}; it is {' or '.join(TARGETS)}.")
+    _check_options(precision, minimum_deployment_target)
     if any(value.dtype != torch.float32 for value in example_inputs):
         raise UserError(f"{path}: Core ML conversion starts from float32; call .float() on model and inputs.")
     with torch.no_grad():
         outputs = len(flat_outputs(module(*example_inputs)))
     program = export_program(module, example_inputs, dynamic_batch=dynamic_batch, largest_batch=LARGEST_BATCH)
     ct = _coremltools()
-    batch = [ct.RangeDim(1, LARGEST_BATCH)] if dynamic_batch else []
     # the converter draws progress bars of its own on stderr
     with whole_output(path, directory=True) as staged, redirect_stderr(io.StringIO()):
-        try:
-            package = ct.convert(
-                program.run_decompositions({}),
-                inputs=[
-                    ct.TensorType(name=name, shape=(*batch, *value.shape[len(batch) :]), dtype=np.float32)
-                    for name, value in zip(port_names("input", len(example_inputs)), example_inputs)
-                ],
-                outputs=[ct.TensorType(name=name, dtype=np.float32) for name in port_names("output", outputs)],
-                convert_to="mlprogram",
-                minimum_deployment_target=getattr(ct.target, minimum_deployment_target),
-                compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
-                skip_model_load=True,
-            )
-        except Exception as error:  # the converter raises whatever its translations meet
-            if "FileWriter" in str(error):
-                raise OSError("the converter could not write its temporary files, as on a full disk") from error
-            raise ExportError(f"{path}: Core ML cannot express this module: {first_line(error)}.") from error
+        package = _converted(
+            path,
+            program,
+            inputs=_input_types(example_inputs, dynamic_batch),
+            outputs=[ct.TensorType(name=name, dtype=np.float32) for name in port_names("output", outputs)],
+            minimum_deployment_target=getattr(ct.target, minimum_deployment_target),
+            compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+        )
         package.save(str(staged))
         description = _specification(staged).description
         operations = coreml_operations(staged)
@@ -107,6 +104,36 @@ def to_coreml(
         precision,
         minimum_deployment_target,
     )
+
+
+def _check_options(precision: str, system: str) -> None:
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}; Core ML computes in {' or '.join(PRECISIONS)}.")
+    if system not in SYSTEMS:
+        raise UserError(f"unknown deployment target {system!r}; it is {' or '.join(SYSTEMS)}.")
+
+
+def _input_types(example_inputs: tuple[Tensor, ...], dynamic_batch: bool) -> list[Any]:
+    """What the converter wants to know of each input: its name and its sizes."""
+    ct = _coremltools()
+    types = []
+    for name, value in zip(port_names("input", len(example_inputs)), example_inputs):
+        batch, *sizes = value.shape
+        taken = ct.RangeDim(1, LARGEST_BATCH) if dynamic_batch else batch
+        types.append(ct.TensorType(name=name, shape=(taken, *sizes), dtype=np.float32))
+    return types
+
+
+def _converted(path: Path, program: ExportedProgram, **options: object) -> Any:
+    """The program as coremltools gives it.  Raises `ExportError`, and `OSError` on a full disk."""
+    try:
+        return _coremltools().convert(
+            program.run_decompositions({}), convert_to="mlprogram", skip_model_load=True, **options
+        )
+    except Exception as error:  # the converter raises whatever its translations meet
+        if "FileWriter" in str(error):
+            raise OSError("the converter could not write its temporary files, as on a full disk") from error
+        raise ExportError(f"{path}: Core ML cannot express this module: {first_line(error)}.") from error
 
 
 def coreml_operations(path: str | Path) -> Counter[str]:
@@ -152,3 +179,26 @@ def _silent_logging() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def _write(job: Job) -> Written:
+    package = to_coreml(job.module, job.inputs, job.path, **job.options)  # type: ignore[arg-type]  # as checked
+    checked = (
+        f"{package.precision} for {package.target} and later; read back as a specification, "
+        "not run: Core ML runs on Apple systems only"
+    )
+    return Written(sentence_of(job, package.convolutions, checked, dynamic_batch=False), package)
+
+
+PRECISION = Option("precision", "fp16", "what the network computes in", PRECISIONS)
+SYSTEM = Option("minimum_deployment_target", "iOS16", "the oldest system", SYSTEMS)
+CORE_ML = Target(
+    ending=".mlpackage",
+    about="Core ML",
+    write=_write,
+    objective="macs",
+    because=FOR_RUNTIMES,
+    options=(PRECISION, SYSTEM),
+    is_directory=True,
+    needs=PACKAGES,
+)

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from repfx.errors import UserError, first_line
-from repfx.export.program import ExportError, export_program, flat_outputs, measured_error, port_names
+from repfx.export.program import (
+    FIXED_BATCH,
+    FOR_RUNTIMES,
+    ExportError,
+    export_program,
+    flat_outputs,
+    measured_error,
+    port_names,
+    sentence_of,
+)
+from repfx.export.targets import Job, Target, Written
 from repfx.extras import require
 from repfx.io import check_writable, whole_output
 
@@ -103,3 +113,15 @@ def _error_in_onnxruntime(
         return [torch.from_numpy(value) for value in session.run(None, feed)]
 
     return measured_error(module, run, example_inputs, dynamic_batch=dynamic_batch)
+
+
+def _write(job: Job) -> Written:
+    free = not job.options["fixed_batch"]
+    file = to_onnx(job.module, job.inputs, job.path, dynamic_batch=free)
+    checked = f"opset {file.opset}; run by onnxruntime, it differs by {file.relative_error:.1e} (relative)"
+    return Written(sentence_of(job, file.convolutions, checked, dynamic_batch=free), file)
+
+
+ABOUT = "checked by onnx and compared in onnxruntime"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX = Target(".onnx", ABOUT, _write, "macs", FOR_RUNTIMES, (FIXED_BATCH,), needs=PACKAGES)

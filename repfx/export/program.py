@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from repfx.errors import UserError, first_line
+from repfx.export.targets import Job, Option
 from repfx.layers import BorderTerm
 
 MEASURED_BATCHES = (1, 3)  # neither is the batch that a free-batch program was traced with
 TRACED_BATCH = 2  # torch.export takes sizes 0 and 1 for constants
 AGREEMENT = 2**12  # roundings; runtimes reorder sums of some thousand terms through some dozen layers
+
+
+FIXED_BATCH = Option("fixed_batch", False, "a batch of one instead of any batch")
+FOR_RUNTIMES = "recommended for this runtime, where enlarged kernels cost more time than they save"
 
 
 class ExportError(UserError):
@@ -73,6 +78,14 @@ def fix_borders(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Mod
     if not any(isinstance(part, BorderTerm) for part in module.modules()):
         return module
     module = copy.deepcopy(module)
+    for name, seen in _maps_of_borders(module, example_inputs).items():
+        if seen and all(_same(value, seen[0]) for value in seen):
+            module.set_submodule(name, FixedBorder(seen[0].detach().clone()))
+    return module
+
+
+def _maps_of_borders(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:
+    """What each border term gives in one forward, each time that it is called."""
     borders = {name: part for name, part in module.named_modules() if isinstance(part, BorderTerm)}
     maps: dict[str, list[Tensor]] = {name: [] for name in borders}
     hooks = [part.register_forward_hook(_keep(maps[name])) for name, part in borders.items()]
@@ -80,10 +93,11 @@ def fix_borders(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Mod
         module(*example_inputs)
     for hook in hooks:
         hook.remove()
-    for name, seen in maps.items():
-        if seen and all(value.shape == seen[0].shape and torch.equal(value, seen[0]) for value in seen):
-            module.set_submodule(name, FixedBorder(seen[0].detach().clone()))
-    return module
+    return maps
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
 
 
 def with_batch(value: Tensor, batch: int) -> Tensor:
@@ -104,17 +118,12 @@ def measured_error(
     Raises `ExportError` where that exceeds `AGREEMENT` roundings, or is not finite.
     """
     generator = torch.Generator().manual_seed(0)
+    batches = MEASURED_BATCHES if dynamic_batch else (example_inputs[0].shape[0],)
     worst = 0.0
-    for batch in MEASURED_BATCHES if dynamic_batch else (example_inputs[0].shape[0],):
-        shapes = [with_batch(value, batch).shape for value in example_inputs]
-        inputs = tuple(
-            torch.randn(shape, generator=generator).to(value.dtype) for shape, value in zip(shapes, example_inputs)
-        )
+    for batch in batches:
+        inputs = tuple(_noise_like(with_batch(value, batch), generator) for value in example_inputs)
         with torch.no_grad():
-            pairs = list(zip(flat_outputs(module(*inputs)), run(inputs), strict=True))
-            errors = [float((got.double() - wanted.double()).abs().max()) for wanted, got in pairs]
-            scales = [float(wanted.abs().max()) or 1.0 for wanted, _ in pairs]
-        relative = max(error / scale for error, scale in zip(errors, scales))
+            relative = _relative_error(flat_outputs(module(*inputs)), run(inputs))
         worst = max(worst, relative) if math.isfinite(relative) else math.inf
     dtype = example_inputs[0].dtype
     bound = AGREEMENT * torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
@@ -124,6 +133,26 @@ def measured_error(
             f"(bound {bound:.1e}), so it was discarded; please report the model."
         )
     return worst
+
+
+def _noise_like(value: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(value.shape, generator=generator).to(value.dtype)
+
+
+def _relative_error(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+    """The largest of max |got - wanted| / max |wanted| over the outputs."""
+    errors = []
+    for expected, found in zip(wanted, got, strict=True):
+        scale = float(expected.abs().max()) or 1.0
+        errors.append(float((found.double() - expected.double()).abs().max()) / scale)
+    return max(errors)
+
+
+def sentence_of(job: Job, convolutions: int, checked: str, *, dynamic_batch: bool) -> str:
+    """What was written, in one line: how many convolutions, for which inputs, and how that was `checked`."""
+    batch, *size = job.inputs[0].shape
+    taken = "any batch of" if dynamic_batch else f"batch {batch} of"
+    return f"{convolutions} convolutions, {taken} {'x'.join(map(str, size))}; {checked}"
 
 
 def port_names(stem: str, count: int) -> list[str]:

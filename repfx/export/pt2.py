@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from repfx.export.program import export_program, flat_outputs, measured_error
+from repfx.export.program import (
+    FIXED_BATCH,
+    FOR_RUNTIMES,
+    export_program,
+    flat_outputs,
+    measured_error,
+    sentence_of,
+)
+from repfx.export.targets import Job, Target, Written
 from repfx.io import check_writable, whole_output
 
 
@@ -52,3 +60,13 @@ def to_pt2(
         calls = [node.target for node in loaded.graph.nodes if node.op == "call_function"]
         operations = Counter(str(getattr(target, "__name__", target)).split(".")[0] for target in calls)
     return SavedProgram(path, operations, error, dynamic_batch)
+
+
+def _write(job: Job) -> Written:
+    free = not job.options["fixed_batch"]
+    program = to_pt2(job.module, job.inputs, job.path, dynamic_batch=free)
+    checked = f"loaded back, it differs by {program.relative_error:.1e} (relative)"
+    return Written(sentence_of(job, program.convolutions, checked, dynamic_batch=free), program)
+
+
+PT2 = Target(".pt2", "a torch.export program", _write, "macs", FOR_RUNTIMES, (FIXED_BATCH,))

@@ -36,6 +36,8 @@ GRAMMAR = (
 )
 
 CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
+TORCHVISION_SIZES = {"inception_v3": (3, 299, 299)}  # of those that want another size than most
+WITHOUT_INITIALISATION = {name: {"init_weights": False} for name in ("googlenet", "inception_v3")}  # which takes long
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,24 @@ def build_model(
     options = dict(options or {})
     if spec.endswith(".pt2"):
         return _from_program(Path(spec), options, pretrained, trust)
+    source, name = _parts(spec)
+    if source in ("", "timm"):
+        return _from_timm(spec, name, options, pretrained)
+    if source == "torchvision":
+        return _from_torchvision(spec, name, options, pretrained)
+    if pretrained:
+        raise UserError(f"{spec}: --pretrained works for registry names only; use a checkpoint file.")
+    return _from_factory(spec, source, name, options)
+
+
+def is_registry_name(spec: str) -> bool:
+    """Whether building `spec` runs no code of the user's: a timm, repnext or torchvision name."""
+    source, _, _ = spec.rpartition(":")
+    return source in ("", "timm", "torchvision") and not spec.endswith((".pt2", ".py"))
+
+
+def _parts(spec: str) -> tuple[str, str]:
+    """What stands before the last colon, and after it.  Raises `UserError` for what is no model name."""
     if spec.endswith(".py"):
         raise UserError(f"{spec}: name the factory in the file too, as in {spec}:make_model.")
     if Path(spec).suffix in CHECKPOINT_ENDINGS:
@@ -69,21 +89,7 @@ def build_model(
     source, colon, name = spec.rpartition(":")
     if colon and not (source and name):
         raise UserError(f"{spec!r} is not a model name; write {GRAMMAR}.")
-    match source:
-        case "" | "timm":
-            return _from_timm(spec, name, options, pretrained)
-        case "torchvision":
-            return _from_torchvision(spec, name, options, pretrained)
-        case _ if pretrained:
-            raise UserError(f"{spec}: --pretrained works for registry names only; use a checkpoint file.")
-        case _:
-            return _from_factory(spec, source, name, options)
-
-
-def is_registry_name(spec: str) -> bool:
-    """Whether building `spec` runs no code of the user's: a timm, repnext or torchvision name."""
-    source, _, _ = spec.rpartition(":")
-    return source in ("", "timm", "torchvision") and not spec.endswith((".pt2", ".py"))
+    return source, name
 
 
 def _from_timm(spec: str, name: str, options: dict[str, object], pretrained: bool) -> NamedModel:
@@ -109,18 +115,16 @@ def _from_torchvision(spec: str, name: str, options: dict[str, object], pretrain
     known = torchvision.models.list_models()
     if name not in known:
         raise UserError(_unknown(spec, name, known))
-    if (
-        not pretrained
-        and "weights_backbone" in inspect.signature(torchvision.models.get_model_builder(name)).parameters
-    ):
-        options = {"weights_backbone": None, **options}
-    if name in ("googlenet", "inception_v3") and not pretrained:
-        options = {"init_weights": False, **options}
+    weights = "DEFAULT" if pretrained else None
+    if not pretrained:
+        taken = inspect.signature(torchvision.models.get_model_builder(name)).parameters
+        untrained = {"weights_backbone": None} if "weights_backbone" in taken else {}
+        options = {**untrained, **WITHOUT_INITIALISATION.get(name, {}), **options}
     try:
-        model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+        model = torchvision.models.get_model(name, weights=weights, **options)
     except Exception as error:  # a registry's factories raise whatever they like
         raise UserError(_failed(spec, error, pretrained)) from error
-    return NamedModel(spec, model.eval(), (3, 299, 299) if name == "inception_v3" else (3, 224, 224))
+    return NamedModel(spec, model.eval(), TORCHVISION_SIZES.get(name, (3, 224, 224)))
 
 
 def _from_factory(spec: str, source: str, name: str, options: dict[str, object]) -> NamedModel:
@@ -128,17 +132,22 @@ def _from_factory(spec: str, source: str, name: str, options: dict[str, object])
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         raise UserError(_unknown(spec, name, public, kind=f"name in {source}"))
-    made = getattr(module, name)
-    if not isinstance(made, nn.Module):
-        if not callable(made):
-            raise UserError(f"{spec}: {name} is a {type(made).__name__}, neither a module nor a factory of one.")
-        try:
-            made = made(**options)
-        except (Exception, SystemExit) as error:  # the user's code raises whatever it likes
-            raise UserError(_failed(spec, error)) from error
+    found = getattr(module, name)
+    made = found if isinstance(found, nn.Module) else _called(spec, name, found, options)
+    return NamedModel(spec, made.eval())
+
+
+def _called(spec: str, name: str, factory: object, options: dict[str, object]) -> nn.Module:
+    """The module that a factory makes.  Raises `UserError`."""
+    if not callable(factory):
+        raise UserError(f"{spec}: {name} is a {type(factory).__name__}, neither a module nor a factory of one.")
+    try:
+        made = factory(**options)
+    except (Exception, SystemExit) as error:  # the user's code raises whatever it likes
+        raise UserError(_failed(spec, error)) from error
     if not isinstance(made, nn.Module):
         raise UserError(f"{spec}: {name}() returned a {type(made).__name__}, not a torch.nn.Module.")
-    return NamedModel(spec, made.eval())
+    return made
 
 
 def _python_module(spec: str, source: str) -> object:

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,58 +167,64 @@ def _cause(path: Path, error: Exception) -> str:
 
 def _unwrap(path: Path, held: object, key: str | None) -> Checkpoint:
     """Follow the wrapper keys down to the dictionary of tensors."""
-    keys: list[str] = []
+    keys: tuple[str, ...] = ()
     lightning = isinstance(held, Mapping) and "pytorch-lightning_version" in held
     if key is not None:
         held, keys = _entry(path, held, key)
-    found = _search(held, tuple(keys), 0)
+    found = _search(held, keys, 0)
     if found is not None:
         return Checkpoint(path, *found, lightning)
-    names = [str(name) for name in held] if isinstance(held, Mapping) else []
+    names = _names(held)
     what = f"a dictionary of {listed(names)}" if names else f"a {type(held).__name__}"
     raise UserError(f"{path}: holds {what} and no weights under {', '.join(WRAPPERS)}.")
 
 
-def _entry(path: Path, held: object, key: str) -> tuple[object, list[str]]:
+def _entry(path: Path, held: object, key: str) -> tuple[object, tuple[str, ...]]:
     """What stands under a key, or under keys with dots between them: `ema.module`."""
-    whole = isinstance(held, Mapping) and key in held
-    keys: list[str] = []
-    for name in [key] if whole else key.split("."):
+    if isinstance(held, Mapping) and key in held:
+        return held[key], (key,)
+    keys = tuple(key.split("."))
+    for name in keys:
         if not isinstance(held, Mapping) or name not in held:
-            names = [str(name) for name in held] if isinstance(held, Mapping) else []
-            raise UserError(f"{path}: has no entry {key!r}; it has {listed(names) or 'none'}.")
+            raise UserError(f"{path}: has no entry {key!r}; it has {listed(_names(held)) or 'none'}.")
         held = held[name]
-        keys.append(name)
     return held, keys
+
+
+def _names(held: object) -> list[str]:
+    return [str(name) for name in held] if isinstance(held, Mapping) else []
 
 
 def _search(held: object, keys: tuple[str, ...], depth: int) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
     """The first dictionary of tensors on the way down, averaged weights before plain ones, and the keys to it."""
     if isinstance(held, nn.Module):
         held = held.state_dict()
+    if not isinstance(held, Mapping):
+        return None
     tensors = _flat_tensors(held)
     if tensors:
         return tensors, keys
-    if not isinstance(held, Mapping) or depth == _DEEPEST:
+    if depth == _DEEPEST:
         return None
     # mmengine exchanges the two when it saves: its state_dict holds the averages
     order = ("state_dict", *WRAPPERS) if "message_hub" in held else WRAPPERS
-    inner = (_search(held[name], (*keys, name), depth + 1) for name in order if _may_hold_tensors(held, name))
-    return next((found for found in inner if found is not None), None)
+    for name in order:
+        inner = held.get(name)
+        if not isinstance(inner, Mapping | nn.Module):
+            continue
+        found = _search(inner, (*keys, name), depth + 1)
+        if found is not None:
+            return found
+    return None
 
 
-def _flat_tensors(held: object) -> dict[str, Tensor]:
+def _flat_tensors(held: Mapping[Any, object]) -> dict[str, Tensor]:
     """`held` itself, if it is a dictionary of named tensors (extra plain state left out)."""
-    if not isinstance(held, Mapping) or not all(isinstance(name, str) for name in held):
+    if not all(isinstance(name, str) for name in held):
         return {}
-    tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
-    plain = [value for value in held.values() if not isinstance(value, Tensor)]
-    return tensors if not any(isinstance(value, Mapping | nn.Module) for value in plain) else {}
-
-
-def _may_hold_tensors(held: object, name: str) -> bool:
-    inner = held.get(name) if isinstance(held, Mapping) else None
-    return isinstance(inner, nn.Module) or (isinstance(inner, Mapping) and len(inner) > 0)
+    if any(isinstance(value, Mapping | nn.Module) for value in held.values()):
+        return {}
+    return {name: value for name, value in held.items() if isinstance(value, Tensor)}
 
 
 def listed(names: list[str]) -> str:

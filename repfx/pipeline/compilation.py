@@ -42,7 +42,7 @@ from repfx.pipeline.example_shapes import shapes_for
 from repfx.pipeline.islands import Islands
 from repfx.pipeline.plan import Outcome, Plan
 from repfx.reporting import OpCounts
-from repfx.rewriting import MACS, Engine
+from repfx.rewriting import Engine
 from repfx.tracing import Example, Passed
 from repfx.verification import Held, Spec, count_graph, count_plan, held_by, told_by_graph
 
@@ -155,7 +155,7 @@ def _within_its_size(
         if captured.graph is None:
             return captured
         done = rewrite(model, lift(model, captured, example), plan, kept)
-        if plan.objective is not MACS or not done.lifted.shares_weights:
+        if not plan.objective.stores_once or not done.lifted.shares_weights:
             return done
         more = _stored_once_more(done, kept)
         if not more:

@@ -1,21 +1,18 @@
 """The record of one compilation: what was merged, what was declined and why, before and after.
 
 A `Report` is data.  `str(report)` is plain text, `report.to_markdown()` is for files, and
-`rich.print(report)` shows tables.  Nothing here decides or measures anything.
+`rich.print(report)` shows tables: all three by `repfx.reporting.rendering`.  Nothing here decides or measures anything.
 """
 
 from __future__ import annotations
 
-import io
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
-from rich.text import Text
 
 from repfx.decline import Decline
+from repfx.reporting import rendering
 
 
 @dataclass(frozen=True)
@@ -141,42 +138,6 @@ class Report:
             first.setdefault((d.rule, d.reason.value, d.fact, d.remedy), d)
         return [(key[0], f"[{key[1]}] {first[key]}", n) for key, n in counted.items()]
 
-    def tables(self) -> Iterable[Table]:
-        """The rich tables that make up the terminal view."""
-        counts = Table(title=f"{self.model} · objective {self.objective}", title_justify="left")
-        for name in ("executed in one forward", "before", "after"):
-            counts.add_column(name, justify="left" if name.startswith("exec") else "right")
-        for row in self.counts():
-            counts.add_row(*row)
-        yield counts
-        if self.merges:
-            merged = Table(title=f"merged ({len(self.merges)})", title_justify="left")
-            for name in ("pass", "before", "after", "n", "first at", "error"):
-                merged.add_column(name, overflow="fold")
-            for rule, before, after, n, path, error in self.grouped_merges():
-                merged.add_row(rule, before, after, str(n), path, "-" if error is None else f"{error:.0e}")
-            yield merged
-        if self.declines:
-            declined = Table(title=f"declined ({len(self.declines)})", title_justify="left")
-            for name in ("pass", "first reason of its kind", "n"):
-                declined.add_column(name, overflow="fold")
-            for rule, sentence, n in self.grouped_declines():
-                declined.add_row(rule, sentence.replace("[", "\\["), str(n))
-            yield declined
-        if self.islands:
-            islands = Table(title=f"not traced, kept whole ({len(self.islands)})", title_justify="left")
-            islands.add_column("module")
-            islands.add_column("because", overflow="fold")
-            for island in self.islands:
-                islands.add_row(island.path or "the model", island.cause)
-            yield islands
-        if self.conditions:
-            conditions = Table(title=f"holds for the example's sizes ({len(self.conditions)})", title_justify="left")
-            conditions.add_column("decided", overflow="fold")
-            for condition in self.conditions:
-                conditions.add_row(condition)
-            yield conditions
-
     def summary(self) -> str:
         """Timing and equality in one line each."""
         lines = [f"compiled in {self.compile_seconds:.2f} s"]
@@ -189,40 +150,21 @@ class Report:
         return "\n".join(lines)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from self.tables()
-        yield Text(self.summary(), no_wrap=True, overflow="ignore")  # each in one line, whatever the width
+        yield from rendering.rich_tables(self)
+        yield rendering.rich_lines(self.summary())
 
     def __str__(self) -> str:
-        page = io.StringIO()
-        Console(file=page, width=140, no_color=True, emoji=False).print(self, crop=False)
-        return page.getvalue()
+        return rendering.text(self)
 
     def to_markdown(self) -> str:
         """The report as Markdown tables."""
-        lines = [
-            f"### {self.model}, objective `{self.objective}`",
-            "",
-            "| executed in one forward | before | after |",
-        ]
-        lines += ["| --- | ---: | ---: |", *(f"| {a} | {b} | {c} |" for a, b, c in self.counts())]
-        if self.merges:
-            lines += ["", "| pass | before | after | n | first at |", "| --- | --- | --- | ---: | --- |"]
-            lines += [f"| {r} | {b} | {a} | {n} | `{p}` |" for r, b, a, n, p, _ in self.grouped_merges()]
-        if self.declines:
-            lines += ["", "| pass | declined because | n |", "| --- | --- | ---: |"]
-            lines += [f"| {r} | {s} | {n} |" for r, s, n in self.grouped_declines()]
-        if self.islands:
-            lines += ["", "| not traced, kept whole | because |", "| --- | --- |"]
-            lines += [f"| {island.path or 'the model'} | {island.cause} |" for island in self.islands]
-        if self.conditions:
-            lines += ["", "| holds for the example's sizes |", "| --- |", *(f"| {c} |" for c in self.conditions)]
-        return "\n".join([*lines, "", self.summary(), ""])
+        return rendering.markdown(self)
 
 
 def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def _worst(items: list[Merge]) -> float | None:
-    errors = [m.error for m in items if m.error is not None]
-    return max(errors) if errors else None
+def _worst(merges: list[Merge]) -> float | None:
+    errors = [merge.error for merge in merges if merge.error is not None]
+    return max(errors, default=None)

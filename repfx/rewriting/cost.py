@@ -7,7 +7,7 @@ values of different resolution compare.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, prod
@@ -151,28 +151,47 @@ COST_OF_ATTENTION = Cost(heavy=2)
 
 
 def cost_of_nodes(lifted: LiftedGraph, nodes: Sequence[fx.Node], sinks: Sequence[fx.Node], axes: int) -> Cost:
-    """What executing these nodes costs, per position of the sink's output.
+    """What executing these nodes costs, per position of the sink's output."""
+    costs = (cost_of_node(lifted, node, axes).at(own) for node, own in densities(lifted, nodes, sinks, axes))
+    return sum(costs, Cost())
+
+
+def densities(
+    lifted: LiftedGraph, nodes: Sequence[fx.Node], sinks: Sequence[fx.Node], axes: int
+) -> Iterator[tuple[fx.Node, Fraction | int]]:
+    """The nodes, last first, each with the positions of its output for one position of the sink's.
 
     Where several nodes are replaced, each is held against its own replacement at its own resolution.
     """
     if len(sinks) > 1:
-        return sum((cost_of_node(lifted, node, axes) for node in nodes), Cost())
+        yield from ((node, 1) for node in nodes)
+        return
     density: dict[fx.Node, Fraction | int] = dict.fromkeys(sinks, 1)
-    total = Cost()
     for node in sorted(nodes, reverse=True):
         own = density.get(node, 1)
-        total = total + cost_of_node(lifted, node, axes).at(own)
+        yield node, own
         op = lifted.op(node)
-        factor = own
-        sources = lifted.sources(node)
-        if isinstance(op, Affine):
-            map_ = lifted.map_of(node, axes if op.axes is None else op.axes)
-            if isinstance(map_, AffineConv):
-                factor *= Fraction(prod(map_.stride), prod(map_.zoom)) if map_.is_zoomed else prod(map_.stride)
-                factor *= _FRAME if _widens(map_) else 1
-        elif isinstance(op, Resampling):
-            factor *= op.resolution.density
-            sources = (op.source,)
+        sources = (op.source,) if isinstance(op, Resampling) else lifted.sources(node)
+        factor = own * _reads_per_position(lifted, node, axes)
         for source in sources:
             density[source] = max(density.get(source, factor), factor)
-    return total
+
+
+def map_at(lifted: LiftedGraph, node: fx.Node, axes: int) -> AffineConv | Decline | None:
+    """The map of an affine node, over that many spatial axes where it means the same over any number of them."""
+    op = lifted.op(node)
+    if not isinstance(op, Affine):
+        return None
+    return lifted.map_of(node, axes if op.axes is None else op.axes)
+
+
+def _reads_per_position(lifted: LiftedGraph, node: fx.Node, axes: int) -> Fraction | int:
+    """Positions of what a node reads for one position of its output."""
+    op = lifted.op(node)
+    if isinstance(op, Resampling):
+        return op.resolution.density
+    map_ = map_at(lifted, node, axes)
+    if not isinstance(map_, AffineConv):
+        return 1
+    read = Fraction(prod(map_.stride), prod(map_.zoom)) if map_.is_zoomed else prod(map_.stride)
+    return read * _FRAME if _widens(map_) else read

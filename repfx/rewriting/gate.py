@@ -19,9 +19,9 @@ from torch import fx
 
 from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph, used_outside
+from repfx.rewriting.candidate import candidates
 from repfx.rewriting.comparison import verify_proposal
-from repfx.rewriting.cost import cost_of_nodes
-from repfx.rewriting.expressions import cost_of_exprs, maps_of, values_of
+from repfx.rewriting.expressions import values_of
 from repfx.rewriting.objective import Objective
 from repfx.rewriting.proposal import Expr, Proposal, Ref
 
@@ -57,10 +57,7 @@ class Gate:
         return next((objection for objection in objections if objection is not None), None)
 
     def _costs_more(self, lifted: LiftedGraph, proposal: Proposal) -> Decline | None:
-        exprs = [expr for _, expr in proposal.replacements]
-        axes = next((map_.axes for expr in exprs for map_ in maps_of(expr)), 0)
-        before = cost_of_nodes(lifted, proposal.interior, _sinks(proposal), axes)
-        refused = self.objective.refuses(before, cost_of_exprs(exprs))
+        refused = self.objective.refuses(*candidates(lifted, proposal))
         return None if refused is None else refused.at(_place(lifted, proposal))
 
 
