@@ -82,6 +82,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_the_readme_and_the_site_lead_to_every_page(page: Path) -> None:
+    assert f"](docs/{page.name})" in (ROOT / "README.md").read_text()
+    assert f": {page.name}\n" in (ROOT / "mkdocs.yml").read_text()
+
+
 def test_the_explained_pass_is_the_example() -> None:
     code = blocks(ROOT / "docs" / "writing-a-pass.md", "python")[0]
     body = code[code.index("@dataclass") :].strip()
