@@ -15,9 +15,9 @@ from torch import fx
 from repfx.attention.channel_readers import readers_of
 from repfx.attention.recognition import Attention
 from repfx.attention.strands import KnownView
-from repfx.attention.views import index_items, is_split, name_of, part_axis, selection, viewed, views_of
+from repfx.attention.views import index_items, is_split, part_axis, selection, viewed, views_of
 from repfx.decline import Decline, Reason
-from repfx.graph import LiftedGraph
+from repfx.graph import LiftedGraph, name_of
 
 Bias = tuple[tuple[fx.Node, tuple[int, ...]], ...]  # constants, and the shapes to read them in
 

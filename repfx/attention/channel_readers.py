@@ -9,17 +9,8 @@ from torch import fx
 
 from repfx.attention.reshapes import divided, reshaped
 from repfx.attention.strands import KnownView, LostView, Strand, whole
-from repfx.attention.views import (
-    PARTS,
-    axis_order,
-    copied_channels,
-    index_items,
-    name_of,
-    part_axis,
-    scalar_factor,
-    viewed,
-)
-from repfx.graph import Alias, LiftedGraph, argument, is_size, part_sizes
+from repfx.attention.views import PARTS, axis_order, copied_channels, index_items, part_axis, scalar_factor, viewed
+from repfx.graph import Alias, LiftedGraph, argument, is_size, name_of, part_sizes
 
 _STEPS = 64  # views looked at behind one value
 

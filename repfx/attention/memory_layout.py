@@ -21,13 +21,12 @@ from repfx.attention.views import (
     PARTS,
     RESHAPES,
     index_items,
-    name_of,
     permuted_dims,
     scalar_factor,
     swapped_axes,
     transposed_last,
 )
-from repfx.graph import Alias, LiftedGraph, Opaque, argument
+from repfx.graph import Alias, LiftedGraph, Opaque, argument, name_of
 
 _STEPS = 64  # views looked at before one operand
 

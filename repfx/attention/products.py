@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from repfx.attention.views import name_of, transposed_last
-from repfx.graph import LiftedGraph, argument
+from repfx.attention.views import transposed_last
+from repfx.graph import LiftedGraph, argument, name_of
 
 _FUNCTIONS = (operator.matmul, torch.matmul, torch.bmm)
 _METHODS = ("matmul", "bmm")

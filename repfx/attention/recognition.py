@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from repfx.attention.products import Operand, Product, is_value, product_of
-from repfx.attention.views import name_of, scalar_factor
+from repfx.attention.views import scalar_factor
 from repfx.decline import Decline, Reason
-from repfx.graph import Alias, LiftedGraph, argument
+from repfx.graph import Alias, LiftedGraph, argument, name_of
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _LOOKED_BACK = 4  # operations between a softmax and the product that makes its scores

@@ -14,7 +14,7 @@ from math import prod
 from torch import fx
 
 from repfx.attention.strands import KnownView, Strand
-from repfx.graph import Affine, Alias, LiftedGraph, Sum, arithmetic, is_size, size_read
+from repfx.graph import Affine, Alias, LiftedGraph, Sum, arithmetic, is_size, of_one_shape_before, size_read
 
 _STEPS = 64  # values looked at before one that is reshaped
 
@@ -144,23 +144,29 @@ def _sized_like(lifted: LiftedGraph, node: fx.Node) -> tuple[set[fx.Node], set[f
     """(values with as many images, values whose other sizes, channels apart, are the same as well).
 
     An affine map keeps the number of images; one of single tokens or pixels keeps the others too, and so
-    does a convolution of stride one that pads as much as it needs.
+    does a convolution of stride one that pads as much as it needs, and an activation.
     """
     images, alike = {node}, {node}
     whole = True
     while len(images) <= _STEPS:
-        match lifted.op(node):
-            case Affine(source=above):
-                whole = whole and _keeps_sizes(lifted, node)
-            case Alias(source=above) | Sum(terms=((above, _),)):
-                pass
-            case _:
-                break
+        above = _sized_like_before(lifted, node)
+        if above is None:
+            break
+        whole = whole and (not isinstance(lifted.op(node), Affine) or _keeps_sizes(lifted, node))
         node = above
         images.add(node)
         if whole:
             alike.add(node)
     return images, alike
+
+
+def _sized_like_before(lifted: LiftedGraph, node: fx.Node) -> fx.Node | None:
+    """What a node reads, if its value has as many images and, where it is no map, every size of it."""
+    match lifted.op(node):
+        case Affine(source=source) | Alias(source=source) | Sum(terms=((source, _),)):
+            return source
+        case _:
+            return of_one_shape_before(node, lifted.root, lifted.context.whole)
 
 
 def _keeps_sizes(lifted: LiftedGraph, node: fx.Node) -> bool:

@@ -12,20 +12,13 @@ from torch import fx
 
 from repfx.algebra import AffineConv
 from repfx.decline import Decline
-from repfx.graph import SPLITS, Affine, Alias, LiftedGraph, Sum, argument, is_size, split_dim
+from repfx.graph import SPLITS, Affine, Alias, LiftedGraph, Sum, argument, is_size, name_of, split_dim
 
 PARTS = (*SPLITS, "unbind")
 RESHAPES = ("view", "reshape", "flatten", "unflatten")
 _SWAPS = ("transpose", "swapaxes")
 MOVES = (*RESHAPES, *_SWAPS, "permute")
 _VIEWS = (*MOVES, *PARTS, "contiguous", "clone", "squeeze", "unsqueeze")
-
-
-def name_of(node: fx.Node) -> str:
-    """The name of what a node calls, "" for a module."""
-    if node.op not in ("call_function", "call_method"):
-        return ""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def viewed(lifted: LiftedGraph, node: fx.Node) -> fx.Node | None:

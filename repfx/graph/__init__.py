@@ -3,7 +3,7 @@
 from repfx.graph.constants import Constants
 from repfx.graph.context import Context, context_of, is_image
 from repfx.graph.dead_code import draws, has_effect, remove_dead
-from repfx.graph.kept_sizes import batches, normalised_by, of_one_rank_before
+from repfx.graph.kept_sizes import batches, normalised_by, of_one_rank_before, of_one_shape_before
 from repfx.graph.kinds import Draws, Keeps, OpKind, Shares
 from repfx.graph.lifted import Call, LiftedGraph, Record, common_path
 from repfx.graph.module_traversal import (
@@ -93,6 +93,7 @@ __all__ = [
     "normalised_by",
     "note_module",
     "of_one_rank_before",
+    "of_one_shape_before",
     "operation_named",
     "operation_of",
     "part_sizes",

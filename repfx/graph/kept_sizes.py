@@ -40,6 +40,12 @@ def of_one_rank_before(node: fx.Node, root: nn.Module, whole: set[str]) -> fx.No
     return _first(node) if info is not None and keeps(node, info) >= Keeps.BATCH else None
 
 
+def of_one_shape_before(node: fx.Node, root: nn.Module, whole: set[str]) -> fx.Node | None:
+    """What a node reads, if its value has every size of it."""
+    info = _known(node, root, whole)
+    return _first(node) if info is not None and keeps(node, info) is Keeps.SHAPE else None
+
+
 def normalised_by(node: fx.Node, root: nn.Module, whole: set[str]) -> fx.Node | None:
     """What a normalisation reads, which has all the sizes of its value."""
     info = _known(node, root, whole)
