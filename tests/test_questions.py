@@ -128,6 +128,7 @@ TENSORS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:volatile was removed:UserWarning")
 @pytest.mark.parametrize("name", TENSORS)
 def test_attributes_are_what_is_told(name: str) -> None:
     tensor, seen = TENSORS[name], 0

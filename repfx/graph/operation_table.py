@@ -127,7 +127,8 @@ def _elementwise() -> Iterator[OpInfo]:
     yield from _group("gumbel_softmax", **other, draws=Draws.ALWAYS)
     yield from _group("glu", kind=OpKind.ACTIVATION)
 
-    yield from _group("add=iadd=radd sub=subtract=isub rsub", **facts, kind=OpKind.ADD)
+    yield from _group("add=iadd=radd sub=subtract=isub", **facts, kind=OpKind.ADD)
+    yield from _group("rsub", **facts)  # of a number, mostly 1 - gate: no sum of two branches
     yield from _group("mul=multiply=imul=rmul truediv=itruediv=rtruediv", **facts, kind=OpKind.MULTIPLY)
     yield from _group("div=divide=true_divide", **facts, kind=OpKind.MULTIPLY, jumps=True)  # it may round
     yield from _group("lerp addcmul addcdiv", **facts)
