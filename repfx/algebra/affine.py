@@ -47,7 +47,6 @@ class Border:
     before: tuple[int, ...]
     free: tuple[bool, ...]
     longer: tuple[int, ...] = ()
-    filled: bool = False  # an operation fills a frame with a constant: it may be what is there anyhow, and no term left
 
     def __post_init__(self) -> None:
         given = self.longer or (0,) * len(self.free)
@@ -339,7 +338,7 @@ def without_vanishing_borders(map_: AffineConv) -> AffineConv:
     A border padded with a batch norm's own response to zero leaves one: its taps are the difference of
     two expressions that are equal.  Decided at random parameter values, never at the current weights.
     """
-    if not any(border.filled for border in map_.borders):
+    if not map_.borders:
         return map_
     with probing():
         values = map_.values()

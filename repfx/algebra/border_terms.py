@@ -64,7 +64,7 @@ def _around(members: Sequence[Border]) -> Border:
     before = tuple(max(starts) for starts in zip(*(m.before for m in members)))
     ends = [max(k - b for k, b in pairs) for pairs in zip(*(zip(m.kernel, m.before) for m in members))]
     kernel = tuple(b + end for b, end in zip(before, ends))
-    return replace(members[0], kernel=kernel, before=before, filled=any(m.filled for m in members))
+    return replace(members[0], kernel=kernel, before=before)
 
 
 def grown(one: Tensor, into: Border, own: Border) -> Tensor:
@@ -197,7 +197,7 @@ def _along_each_axis(border: Border, change: Callable[[_Stretch, int], _Stretch]
     changed = [change(stretch, axis) for axis, stretch in enumerate(stretches)]
     kernel, before = tuple(s.kernel for s in changed), tuple(s.before for s in changed)
     free, longer = tuple(s.free for s in changed), tuple(s.longer for s in changed)
-    return Border(kernel, before, free, longer, border.filled)
+    return Border(kernel, before, free, longer)
 
 
 def _seen_through(stretch: _Stretch, outer: AffineConv, inner: AffineConv, axis: int) -> _Stretch:

@@ -175,7 +175,7 @@ def pad_values(
 ) -> AffineConv:
     """Extend the image by one constant per channel, (C,) or a scalar; None: zeros."""
     axes = len(before)
-    border = Border((1,) * axes, tuple(before), (False,) * axes, filled=True)
+    border = Border((1,) * axes, tuple(before), (False,) * axes)
 
     def rule(_: Sequence[Values]) -> Values:
         constant = torch.zeros(()) if values is None else values()
