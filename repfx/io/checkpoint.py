@@ -88,14 +88,15 @@ class _Misfits:
 
 
 def _misfits(tensors: Tensors, wanted: Tensors) -> _Misfits:
-    shared = [name for name in wanted if name in tensors]
-    missing = [name for name in wanted if name not in tensors]
-    unexpected = [name for name in tensors if name not in wanted]
-    return _Misfits(
-        missing=[name for name in missing if not name.endswith(COUNTER)],
-        unexpected=[name for name in unexpected if not name.endswith(BOOKKEEPING)],
-        other_shapes=[name for name in shared if tensors[name].shape != wanted[name].shape],
-    )
+    missing = [name for name in _lacking(tensors, wanted) if not name.endswith(COUNTER)]
+    unexpected = [name for name in _lacking(wanted, tensors) if not name.endswith(BOOKKEEPING)]
+    shared = (name for name in wanted if name in tensors)
+    return _Misfits(missing, unexpected, [name for name in shared if tensors[name].shape != wanted[name].shape])
+
+
+def _lacking(tensors: Tensors, others: Tensors) -> list[str]:
+    """The names of the others that the tensors lack."""
+    return [name for name in others if name not in tensors]
 
 
 def _is_finite(value: Tensor) -> bool:
