@@ -17,8 +17,6 @@ from pathlib import Path
 import pytest
 
 from repfx.cli.app import run
-from repfx.export import TARGETS
-from repfx.rewriting import OBJECTIVES
 
 ROOT = Path(__file__).parent.parent
 AT_THE_ROOT = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -68,8 +66,6 @@ def test_a_page_shows_what_happens(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for registry in (TARGETS, OBJECTIVES):  # pages register values of their own
-        monkeypatch.setattr(registry, "own", dict(registry.own))
     for block in blocks(page, "console"):
         for words, shown in commands(block):
             lines = printed(words, capsys).split("\n")
