@@ -16,7 +16,7 @@ from torch import fx
 
 from repfx.decline import Decline
 from repfx.graph import LiftedGraph, Op, Sum, between, dominators
-from repfx.rewriting import Apply, Proposal
+from repfx.rewriting import Proposal, as_one_map
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,6 @@ class AverageHeads:
             if isinstance(region, Decline):
                 yield region
             else:
-                yield Proposal(self.name, ((node, Apply(region.map, source)),), region.nodes)
+                yield as_one_map(self.name, region)
             if not lifted.alive(node):
                 return

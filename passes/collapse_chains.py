@@ -19,7 +19,7 @@ from torch import fx
 
 from repfx.decline import Decline
 from repfx.graph import Affine, LiftedGraph, Op, Region, Sum, between
-from repfx.rewriting import Apply, Proposal
+from repfx.rewriting import Proposal, as_one_map
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CollapseChains:
         if isinstance(region, Decline):
             yield region
             return
-        yield Proposal(self.name, ((node, Apply(region.map, inner)),), region.nodes)
+        yield as_one_map(self.name, region)
         if lifted.alive(node) and _moves_pixels(lifted, first):
             yield from _with_a_third(self.name, lifted, node, inner)
 
@@ -52,7 +52,7 @@ def _with_a_third(rule: str, lifted: LiftedGraph, node: fx.Node, inner: fx.Node)
         return
     region = between(lifted, third, node)
     if isinstance(region, Region):
-        yield Proposal(rule, ((node, Apply(region.map, third)),), region.nodes)
+        yield as_one_map(rule, region)
 
 
 def _moves_pixels(lifted: LiftedGraph, node: fx.Node) -> bool:

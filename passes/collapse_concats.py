@@ -2,6 +2,8 @@
 
     Given:  a, b, c = chunk(x, 3)              Result: y = conv(x)
             y = cat([a, conv1(b), conv2(c)])
+            a, b = chunk(conv1(x), 2)                  y = conv(x)      # where conv(z) alone saves nothing
+            y = cat([b, conv2(a)])
 
 Exact when every branch is an affine map of the same value, with equal stride and output size.
 Declined where the branches have different origins, where a value inside is read outside, and where
@@ -16,8 +18,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from repfx.decline import Decline
-from repfx.graph import Concat, LiftedGraph, Op, between, dominators
-from repfx.rewriting import Apply, Proposal
+from repfx.graph import Concat, LiftedGraph, Op, around, between, dominators
+from repfx.rewriting import Proposal, as_one_map
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class CollapseConcats:
     last_first: bool = True
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
-        """One proposal for a concatenation whose parts have a common fork."""
+        """A concatenation whose parts have a common fork; then together with the maps before and behind it."""
         source = dominators(lifted).of(node) if isinstance(lifted.op(node), Concat) else None
         if source is None:
             return
@@ -37,4 +39,6 @@ class CollapseConcats:
         if isinstance(region, Decline):
             yield region
             return
-        yield Proposal(self.name, ((node, Apply(region.map, source)),), region.nodes)
+        yield as_one_map(self.name, region)
+        if lifted.alive(node):
+            yield from (as_one_map(self.name, wider, further=True) for wider in around(lifted, source, node))

@@ -17,8 +17,8 @@ from torch import fx
 
 from repfx.algebra import AffineConv, add, scaled
 from repfx.decline import Decline
-from repfx.graph import LiftedGraph, Op, Region, Sum, between, dominators
-from repfx.rewriting import Add, Apply, Expr, Proposal, Ref
+from repfx.graph import LiftedGraph, Op, Region, Sum, around, between, dominators
+from repfx.rewriting import Add, Apply, Expr, Proposal, Ref, as_one_map
 
 Term = tuple[fx.Node, float]  # a value and its factor
 
@@ -32,7 +32,7 @@ class CollapseSums:
     last_first: bool = True  # a sum inside a larger sum only if that one fails
 
     def propose(self, lifted: LiftedGraph, node: fx.Node) -> Iterator[Proposal | Decline]:
-        """Proposals for one sum: all of it, else the terms that share an origin, else pairs of terms."""
+        """Proposals for one sum: all of it, else the terms that share an origin, pairs of terms, and what is around."""
         source = dominators(lifted).of(node)
         if source is None:
             yield from _by_origin(self.name, lifted, node)
@@ -41,9 +41,11 @@ class CollapseSums:
         if isinstance(region, Decline):
             yield region
             return
-        yield Proposal(self.name, ((node, Apply(region.map, source)),), region.nodes)
+        yield as_one_map(self.name, region)
         if lifted.alive(node):
             yield from _pairs(self.name, lifted, node, source)
+        if lifted.alive(node):
+            yield from (as_one_map(self.name, wider, further=True) for wider in around(lifted, source, node))
 
 
 @dataclass(frozen=True, eq=False)

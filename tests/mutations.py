@@ -556,7 +556,7 @@ MUTANTS = (
         "if torch.Tag.nondeterministic_seeded in func.tags:",
         "if False:",
     ),
-    Mutant("writes-outside-unseen", "watch.Watch._check_written", "_memory(value) not in self._made:", "False:"),
+    Mutant("writes-outside-unseen", "watch.Watch._check_written", "memory_of(value) not in self._made:", "False:"),
     Mutant(
         "weights-read-past-the-trace",
         "watch.Watch._check_read",
@@ -918,21 +918,26 @@ MUTANTS = (
     Mutant(
         "heads-of-half-weight",
         "average_heads.AverageHeads.propose",
-        "((node, Apply(region.map, source)),)",
-        "((node, Apply(__import__('repfx.algebra').algebra.scaled(region.map, 0.5), source)),)",
+        "as_one_map(self.name, region)",
+        "as_one_map(self.name, __import__('dataclasses').replace(region, map=__import__('repfx.algebra')"
+        ".algebra.scaled(region.map, 0.5)))",
     ),
     Mutant(
         "chains-misread-their-input",
         "collapse_chains.CollapseChains.propose",
-        "Apply(region.map, inner)",
-        "Apply(region.map, first)",
+        "as_one_map(self.name, region)",
+        "as_one_map(self.name, __import__('dataclasses').replace(region, source=first))",
     ),
     Mutant(
-        "concats-lose-their-constants",
-        "collapse_concats.CollapseConcats.propose",
-        "Apply(region.map, source)",
-        "Apply(__import__('repfx.algebra').algebra.linear_part(region.map), source)",
+        "regions-lose-their-constants",
+        "proposal.as_one_map",
+        "Apply(region.map, region.source)",
+        "Apply(__import__('repfx.algebra').algebra.linear_part(region.map), region.source)",
     ),
+    Mutant("wider-regions-start-too-late", "regions.around", "(before, behind)", "(source, behind)"),
+    Mutant("wider-regions-of-other-readers", "regions._only_reader", "len(readers) != 1", "not readers"),
+    Mutant("identities-hide-their-neighbours", "builder.Builder._mapped", "if map_.is_identity", "if False"),
+    Mutant("further-refusals-hide-wrong-ones", "engine._goes_without_saying", "item.further and", "True and"),
     Mutant(
         "shift-in-every-term",
         "fold_scales._of_term",

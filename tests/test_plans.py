@@ -27,7 +27,7 @@ SMALL = (
 )
 
 
-KINDS = ("convolutions", "batch_norms", "border_terms", "parameters")
+KINDS = ("convolutions", "batch_norms", "border_terms")
 
 
 def compare(model: nn.Module, example: tuple[torch.Tensor, ...] | None, objective: str) -> None:
@@ -35,7 +35,8 @@ def compare(model: nn.Module, example: tuple[torch.Tensor, ...] | None, objectiv
 
     With one, the built network is counted by running it, where torch executes some functions (a normalisation of
     vectors) as several, and some products as linears; then its graph has all the counts, and what is executed those
-    of convolutions and batch norms.
+    of convolutions and batch norms.  A module whose own code stays may call a part several times (a detector its head,
+    at every level): the plan counts that part once.
     """
     plan = repfx.explain(model, example, objective=objective)
     fused = repfx.reparameterize(model, example, objective=objective, verify=False)
@@ -43,9 +44,11 @@ def compare(model: nn.Module, example: tuple[torch.Tensor, ...] | None, objectiv
     if example is None:
         assert plan.before == replace(built.before, macs=None, others=0)
         assert plan.after == replace(built.after, macs=None, others=0)
-    for kind in KINDS:
-        assert getattr(plan.before, kind) == getattr(built.before, kind)
-        assert getattr(plan.after, kind) == getattr(built.after, kind)
+    for planned, counted in ((plan.before, built.before), (plan.after, built.after)):
+        assert planned.parameters == counted.parameters
+        for kind in KINDS:
+            expected, found = getattr(planned, kind), getattr(counted, kind)
+            assert found == expected or (plan.islands and example is not None and found > expected > 0), kind
     if isinstance(fused, fx.GraphModule) and not plan.islands:
         assert plan.after == count_graph(fused.graph, fused)
     assert [(m.path, m.rule, m.before, m.after) for m in plan.merges] == [

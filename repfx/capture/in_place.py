@@ -34,6 +34,7 @@ from repfx.graph import (
     tensors_of,
 )
 from repfx.layers import CustomFunction, assign
+from repfx.state import memory_of
 from repfx.tracing import may_overwrite
 
 _OVERWRITING = ("iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "imod", "iand", "ior", "ixor", "ilshift",
@@ -83,7 +84,7 @@ def _alias(graph: fx.Graph, root: nn.Module, nodes: set[fx.Node]) -> None:
     """Mark these values, and whatever reads the same parameters and buffers by another name."""
     for node in nodes:
         node.meta["aliased"] = True
-    written = {_storage(v) for n in nodes if n.op == "get_attr" and isinstance(v := _attribute(root, n), Tensor)}
+    written = {memory_of(v) for n in nodes if n.op == "get_attr" and isinstance(v := _attribute(root, n), Tensor)}
     if not written:
         return
     for node in graph.nodes:
@@ -96,7 +97,7 @@ def _alias(graph: fx.Graph, root: nn.Module, nodes: set[fx.Node]) -> None:
                 held = [*module.parameters(), *module.buffers()]
             case _:
                 continue
-        if any(_storage(tensor) in written for tensor in held):
+        if any(memory_of(tensor) in written for tensor in held):
             node.meta["aliased"] = True
 
 
@@ -105,10 +106,6 @@ def _attribute(root: nn.Module, node: fx.Node) -> Any:
     for name in str(node.target).split("."):
         value = getattr(value, name, None)
     return value
-
-
-def _storage(tensor: Tensor) -> int:
-    return id(tensor) if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr() or id(tensor)
 
 
 def _keep_shared_modules(graph: fx.Graph, root: nn.Module, in_place: list[fx.Node]) -> None:

@@ -34,7 +34,7 @@ from repfx.graph.ops import (
     Sum,
     affine_sources,
 )
-from repfx.graph.regions import Dominators, Region, applied, between, dominators, shifted_by, used_outside
+from repfx.graph.regions import Dominators, Region, applied, around, between, dominators, shifted_by, used_outside
 from repfx.graph.shapes import Shapes
 from repfx.graph.sizes import arithmetic, is_shape, is_size, size_read
 from repfx.graph.splits import SPLITS, part_sizes, split_dim
@@ -74,6 +74,7 @@ __all__ = [
     "applied",
     "argument",
     "arithmetic",
+    "around",
     "attribute",
     "batches",
     "between",

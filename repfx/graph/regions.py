@@ -7,7 +7,7 @@ point where the branches that meet in it fork.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +120,31 @@ def between(lifted: LiftedGraph, source: fx.Node, sink: fx.Node) -> Region | Dec
             return result.at(lifted.place(node))
         maps[node] = result
     return Region(source, sink, tuple(nodes), without_vanishing_borders(maps[sink]), axes)
+
+
+def around(lifted: LiftedGraph, source: fx.Node, sink: fx.Node) -> Iterator[Region]:
+    """The wider regions of a fork and its join: with the map behind it, with the one before it, with both.
+
+    A join alone may cost what it spares, where the convolution next to it would take it up for nothing.
+    The join is asked for before each: whoever takes one has replaced it.
+    """
+    before = dominators(lifted).of(source) if isinstance(lifted.op(source), Affine) else None
+    behind = _only_reader(lifted, sink)
+    for start, end in ((source, behind), (before, sink), (before, behind)):
+        if start is None or end is None or not lifted.alive(sink):
+            continue
+        region = between(lifted, start, end)
+        if isinstance(region, Region):
+            yield region
+
+
+def _only_reader(lifted: LiftedGraph, node: fx.Node) -> fx.Node | None:
+    """The map that alone reads a value, if that is all it reads."""
+    readers = lifted.readers(node)
+    if len(readers) != 1:
+        return None
+    op = lifted.op(readers[0])
+    return readers[0] if isinstance(op, Affine) and op.source is node else None
 
 
 def collect(lifted: LiftedGraph, sink: fx.Node, stops: set[fx.Node]) -> list[fx.Node] | Decline:

@@ -6,7 +6,21 @@ from repfx.rewriting.depthwise import FastDepthwise
 from repfx.rewriting.engine import Engine
 from repfx.rewriting.objective import MACS, OBJECTIVES, SINGLE_BRANCH, Objective, objective_of
 from repfx.rewriting.propagation import Absorption, absorbed, map_over
-from repfx.rewriting.proposal import Add, Apply, Attend, Cat, Expr, Pass, Plain, Proposal, Ref, Shared, Then, Through
+from repfx.rewriting.proposal import (
+    Add,
+    Apply,
+    Attend,
+    Cat,
+    Expr,
+    Pass,
+    Plain,
+    Proposal,
+    Ref,
+    Shared,
+    Then,
+    Through,
+    as_one_map,
+)
 
 __all__ = [
     "MACS",
@@ -31,6 +45,7 @@ __all__ = [
     "Then",
     "Through",
     "absorbed",
+    "as_one_map",
     "generates_weight",
     "map_over",
     "objective_of",

@@ -73,9 +73,11 @@ class Builder:
         return self._shared[id(shared)]
 
     def _mapped(self, map_: AffineConv, value: fx.Node, sink: fx.Node, absorbed: Sequence[fx.Node]) -> fx.Node:
-        """A map of a value."""
+        """A map of a value; one that changes nothing is that value, and hides it from no neighbour."""
         lifted = self.lifted
         value = lifted.current(value)  # an earlier replacement of this proposal may stand for it
+        if map_.is_identity:
+            return value
         new = lifted.graph.call_module(PENDING, (value,))
         new.meta["nn_module_stack"] = sink.meta.get("nn_module_stack", {})
         self._define(new, Affine(value, map_.axes, lambda axes, channels: map_), sink)
@@ -96,7 +98,8 @@ class Builder:
         merged = [n for n in self.proposal.interior if isinstance(lifted.op(n), Affine | Sum)]
         whole = self._once(expr.map, lambda: self.build(Apply(expr.map, expr.value), sink, merged))
         new = self._mapped(expr.part, whole, sink, ())
-        lifted.records[new].sources = [lifted.place(sink)]
+        if new is not whole:
+            lifted.records[new].sources = [lifted.place(sink)]
         return new
 
     def _sum(self, nodes: Sequence[fx.Node], sink: fx.Node) -> fx.Node:

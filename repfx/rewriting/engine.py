@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from repfx.decline import Decline
+from repfx.decline import Decline, Reason
 from repfx.graph import LiftedGraph, Op
 from repfx.rewriting.commit import commit
 from repfx.rewriting.gate import Gate, Objection
@@ -103,7 +103,7 @@ class Engine:
                 refusal = self._tried(reader, item)
             if refusal is None:
                 changed = True
-            else:
+            elif not _goes_without_saying(item, refusal):
                 refused.append(refusal.by(one.name))
         if changed:
             self._schedule.ask_again(index, node)
@@ -131,3 +131,8 @@ class Engine:
         if isinstance(checked, Decline):
             raise UnlikeError
         return checked
+
+
+def _goes_without_saying(item: Proposal | Decline, refusal: Decline) -> bool:
+    """Whether the refusal of an earlier proposal about the same value says it all."""
+    return isinstance(item, Proposal) and item.further and refusal.reason is Reason.COST

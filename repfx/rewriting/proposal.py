@@ -16,7 +16,7 @@ from torch import fx
 
 from repfx.algebra import AffineConv
 from repfx.decline import Decline
-from repfx.graph import LiftedGraph, Op
+from repfx.graph import LiftedGraph, Op, Region
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ class Proposal:
     """Replace each node by an expression; the `interior` (replaced nodes included) disappears.
 
     With `across`, the values between replaced nodes change too (a channel order), and only `outputs`
-    are compared by the verification.
+    are compared by the verification.  A `further` proposal is another try at what was refused before: that it costs
+    more too is not worth a line.
     """
 
     rule: str
@@ -132,6 +133,12 @@ class Proposal:
     note: str = ""
     across: tuple[fx.Node, ...] = ()  # untouched nodes that carry changed values
     outputs: tuple[fx.Node, ...] = ()
+    further: bool = False
+
+
+def as_one_map(rule: str, region: Region, *, further: bool = False) -> Proposal:
+    """All of a region as the one map that it computes."""
+    return Proposal(rule, ((region.sink, Apply(region.map, region.source)),), region.nodes, further=further)
 
 
 class Pass(Protocol):

@@ -10,6 +10,7 @@ from torch.overrides import has_torch_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from repfx.state import memory_of
 from repfx.tracing.modes import RANDOM
 
 
@@ -60,7 +61,7 @@ class Watch(TorchDispatchMode):
         """Stop before the numbers of a weight are computed with past the trace: they are another thing later."""
         if self._held is None:
             root = self.tracer.root
-            self._held = {_memory(t) for t in (*root.parameters(), *root.buffers()) if t.numel()}
+            self._held = {memory_of(t) for t in (*root.parameters(), *root.buffers()) if t.numel()}
         if not self._held.isdisjoint(_memories((args, kwargs))):
             self.tracer.stop("reads the numbers of a weight past the trace, as in a copy of a module")
 
@@ -69,18 +70,10 @@ class Watch(TorchDispatchMode):
         for position, argument in enumerate(func._schema.arguments):
             written = argument.alias_info is not None and argument.alias_info.is_write
             value = kwargs.get(argument.name) if position >= len(args) else args[position]
-            if written and isinstance(value, Tensor) and _memory(value) not in self._made:
+            if written and isinstance(value, Tensor) and memory_of(value) not in self._made:
                 self.tracer.stop("writes into a tensor that outlives the forward")
 
 
 def _memories(values: Any) -> set[int]:
     """The memory of all tensors in there."""
-    return {_memory(value) for value in tree_leaves(values) if isinstance(value, Tensor)}
-
-
-def _memory(tensor: Tensor) -> int:
-    """What identifies a tensor's memory: none has any on the meta device, where nothing is written."""
-    try:
-        return tensor.untyped_storage().data_ptr() or id(tensor)
-    except (NotImplementedError, RuntimeError):  # a layout or subclass without memory of its own
-        return id(tensor)
+    return {memory_of(value) for value in tree_leaves(values) if isinstance(value, Tensor)}

@@ -72,3 +72,47 @@ def test_concatenation_along_another_axis_stays() -> None:
         model = Net(lambda s, x, axis=axis: torch.cat([s.a(x), s.b(x)], axis), **branches())
         _, fused = compiled(model, 4, example=(8, 8), **ALONE)
         assert left(fused, 4).concats == concats
+
+
+def swapped(s: Net, x: Tensor) -> Tensor:
+    a, b = s.c(x).chunk(2, 1)
+    return torch.cat([b, s.a(a)], 1)
+
+
+def test_the_map_before_a_fork_takes_its_branches_up_where_they_alone_would_grow() -> None:
+    """A 1x1 of one half makes a sparse 1x1 of the whole; the convolution before it is dense in any case."""
+    for objective in ("single-branch", "macs"):
+        _, fused = compiled(Net(swapped, c=conv(6, 8), a=conv(4, 4, 1)), 6, objective=objective, **ALONE)
+        assert counted(left(fused, 6)) == {"convolutions": 1}
+
+
+def test_the_map_before_a_fork_grows_for_no_branch() -> None:
+    _, fused = compiled(Net(swapped, c=conv(8, 8, groups=8), a=conv(4, 4, 1)), 8, **ALONE)
+    assert_declined(fused, Reason.COST, "cat", "a dense convolution would grow from 16 to 64", "collapse_concats")
+    assert left(fused, 8).convolutions == 2
+    costs = [decline for decline in repfx.report(fused).declines if decline.reason is Reason.COST]
+    assert len(costs) == 1  # the first try says it all
+
+
+def test_the_map_behind_a_join_takes_its_branches_up() -> None:
+    def run(s: Net, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, 1)
+        return s.c(torch.cat([b, 3 * a], 1))
+
+    _, fused = compiled(Net(run, c=conv(8, 5)), 8, example=(8, 8), **ALONE)
+    assert counted(left(fused, 8)) == {"convolutions": 1}
+
+
+def test_the_maps_before_and_behind() -> None:
+    """A depthwise branch of many channels, between two 1x1 of few: with either of them alone it would grow."""
+    parts = {"c": conv(2, 8, 1, bias=False), "a": conv(4, 4, 3, groups=4), "d": conv(8, 2, 1)}
+    model = Net(lambda s, x: s.d(swapped(s, x)), **parts)
+    _, fused = compiled(model, 2, **ALONE)
+    assert counted(left(fused, 2)) == {"convolutions": 1}
+
+
+def test_parts_in_their_order_hide_nothing() -> None:
+    """A split and the concatenation of its parts is the value itself, whose neighbours then meet."""
+    model = Net(lambda s, x: s.n(torch.cat(list(s.c(x).chunk(2, 1)), 1)), c=conv(4, 4), n=nn.BatchNorm2d(4))
+    _, fused = compiled(model, 4)
+    assert counted(left(fused, 4)) == {"convolutions": 1}

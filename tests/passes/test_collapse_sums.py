@@ -49,8 +49,7 @@ def test_aliased_total_is_not_added_wrongly() -> None:
         return total + a  # 2 (a + b): a and total are one tensor
 
     _, fused = compiled(branches(run), 4, **ALONE)
-    assert counted(left(fused, 4)) == {"convolutions": 1, "adds": 1}
-    assert_declined(fused, Reason.COST, "add", "would not make the network smaller or shorter", "collapse_sums")
+    assert counted(left(fused, 4)) == {"convolutions": 1}
 
 
 def test_declined_for_unequal_output_sizes() -> None:
@@ -82,3 +81,16 @@ def test_declined_for_its_cost() -> None:
     depthwise = Net(lambda s, x: s.a(x) + s.b(x), a=conv(4, 4, (1, 7), groups=4), b=conv(4, 4, (7, 1), groups=4))
     _, fused = compiled(depthwise, 4, **ALONE)
     assert counted(left(fused, 4)) == {"convolutions": 1}
+
+
+def test_the_map_before_a_fork_takes_its_branches_up_where_they_alone_would_grow() -> None:
+    """The sum of two halves of a convolution's channels is a convolution to half as many."""
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        a, b = s.c(x).chunk(2, 1)
+        return a - b
+
+    for objective in ("single-branch", "macs"):
+        _, fused = compiled(Net(run, c=conv(6, 8)), 6, objective=objective, **ALONE)
+        assert counted(left(fused, 6)) == {"convolutions": 1}
+        assert left(fused, 6).parameters == 6 * 4 * 9 + 4
