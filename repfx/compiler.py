@@ -83,7 +83,8 @@ def explain(
 ) -> Report:
     """What `reparameterize` would do, without reading a weight or building anything.
 
-    Works on the meta device.  Arguments as for `reparameterize`.
+    Works on the meta device.  Arguments as for `reparameterize`.  The counts are those of what would be built: a part
+    that a module's own code calls several times (a detector its head, at every level) counts once.
     """
     plan = Plan(objective_of(objective), _passes(passes), tuple(exclude), verify=False, progress=None, build=False)
     _, _, report = _carry_out(plan, unwrapped(model), _example(example_inputs, example_kwargs))
