@@ -16,7 +16,7 @@ import repfx
 from repfx.algebra import Kind, form_of
 from repfx.decline import Decline, Reason
 from repfx.graph import Affine, LiftedGraph, Op, between
-from repfx.rewriting import Apply, Proposal
+from repfx.rewriting import Proposal, as_one_map
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FoldNorms:
         if isinstance(region, Decline):
             yield region
             return
-        yield Proposal(self.name, ((node, Apply(region.map, conv.source)),), region.nodes)
+        yield as_one_map(self.name, region)
 
 
 def main() -> None:
