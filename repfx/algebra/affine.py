@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from repfx.algebra.incidence import Incidence, Ints
 from repfx.algebra.kernels import gathered, scattered, taken
-from repfx.algebra.values import Values, evaluate, multiplied, probing
+from repfx.algebra.values import Expression, Values, evaluate, multiplied, probing
 from repfx.decline import Decline, Reason
 
 ZEROS = "zeros"
@@ -338,7 +338,7 @@ def without_vanishing_borders(map_: AffineConv) -> AffineConv:
     A border padded with a batch norm's own response to zero leaves one: its taps are the difference of
     two expressions that are equal.  Decided at random parameter values, never at the current weights.
     """
-    if not map_.borders:
+    if not map_.borders or not _meets_itself(map_):
         return map_
     with probing():
         values = map_.values()
@@ -351,6 +351,27 @@ def without_vanishing_borders(map_: AffineConv) -> AffineConv:
         return replace(given[0], ones=())
 
     return replace(map_, borders=(), inputs=(map_,), rule=rule)
+
+
+def _meets_itself(map_: AffineConv) -> bool:
+    """Whether some numbers go into a map on two ways: others cancel at no random values."""
+    seen: set[int] = set()
+    read: set[int] = set()
+    work: list[Expression] = [map_]
+    while work:
+        node = work.pop()
+        if getattr(node, "selection", None) is None:
+            if id(node) in seen:
+                return True
+            seen.add(id(node))
+        if not node.inputs:
+            with probing() as probe:
+                node.rule(())
+            if not read.isdisjoint(probe.read):
+                return True
+            read |= probe.read
+        work.extend(node.inputs)
+    return False
 
 
 @dataclass(frozen=True)
