@@ -12,7 +12,6 @@ from repfx.algebra.affine import (
     scaled,
     take,
     times,
-    without_vanishing_borders,
 )
 from repfx.algebra.constructors import identity, pointwise, select
 from repfx.algebra.form import Form, Kind, contiguous, form_of
@@ -21,6 +20,7 @@ from repfx.algebra.kernels import gathered
 from repfx.algebra.parallel import add, concat
 from repfx.algebra.serial import compose
 from repfx.algebra.values import Probe, Rows, Values, leaf, probing
+from repfx.algebra.vanishing import without_vanishing_borders
 
 __all__ = [
     "ZEROS",

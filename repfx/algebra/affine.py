@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from repfx.algebra.incidence import Incidence, Ints
 from repfx.algebra.kernels import gathered, scattered, taken
-from repfx.algebra.values import Expression, Values, evaluate, multiplied, probing
+from repfx.algebra.values import Values, evaluate, multiplied
 from repfx.decline import Decline, Reason
 
 ZEROS = "zeros"
@@ -330,48 +330,6 @@ def over(map_: AffineConv, axes: int) -> AffineConv:
         inputs=(map_,),
         rule=rule,
     )
-
-
-def without_vanishing_borders(map_: AffineConv) -> AffineConv:
-    """The map without border terms that are zero whatever the weights are.
-
-    A border padded with a batch norm's own response to zero leaves one: its taps are the difference of
-    two expressions that are equal.  Decided at random parameter values, never at the current weights.
-    """
-    if not map_.borders or not _meets_itself(map_):
-        return map_
-    with probing():
-        values = map_.values()
-    first = values.rows(slice(0, 1))  # a hint of how large numbers are; all of them would take a composition
-    scale = float(first.abs().max()) + float(values.bias.abs().max())
-    if any(float(one.abs().max()) > 1e-9 * scale for one in values.ones):
-        return map_
-
-    def rule(given: Sequence[Values]) -> Values:
-        return replace(given[0], ones=())
-
-    return replace(map_, borders=(), inputs=(map_,), rule=rule)
-
-
-def _meets_itself(map_: AffineConv) -> bool:
-    """Whether some numbers go into a map on two ways: others cancel at no random values."""
-    seen: set[int] = set()
-    read: set[int] = set()
-    work: list[Expression] = [map_]
-    while work:
-        node = work.pop()
-        if getattr(node, "selection", None) is None:
-            if id(node) in seen:
-                return True
-            seen.add(id(node))
-        if not node.inputs:
-            with probing() as probe:
-                node.rule(())
-            if not read.isdisjoint(probe.read):
-                return True
-            read |= probe.read
-        work.extend(node.inputs)
-    return False
 
 
 @dataclass(frozen=True)
