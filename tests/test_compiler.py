@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 import repfx
 from repfx.decline import Reason
 from repfx.graph import LiftedGraph
-from repfx.layers import BorderTerm
+from repfx.layers import BorderTerm, ScaleShift
 from repfx.lifting import table
 from repfx.state import copied
 from repfx.verification.equivalence import SLACK, tolerance
@@ -118,6 +118,19 @@ def test_is_a_graph_module_with_readable_paths_and_fewer_operations() -> None:
     assert "batch_norms" not in found
     assert {"stem.0", "stages.0", "stages.2", "head"} <= {name for name, _ in fused.named_modules()}
     same(toy(), fused)
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+@pytest.mark.parametrize("axes", [0, 1, 2, 3])
+def test_what_is_left_of_a_lone_norm_folds_into_new_neighbours(axes: int, shifted: bool) -> None:
+    layer, sizes = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes], (5, 6, 7)[:axes]
+    kernel = (3,) if axes else ()
+    scale = ScaleShift(torch.randn(4), torch.randn(4) if shifted else None, axes)
+    model = nn.Sequential(layer(4, 4, *kernel), scale, nn.ReLU(), scale, layer(4, 4, *kernel)).eval().double()
+    x = torch.randn(2, 4, *sizes).double()
+    fused = repfx.reparameterize(model, (x,))
+    assert not any(isinstance(part, ScaleShift) for part in fused.modules())
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-12, atol=1e-12)
 
 
 def test_a_second_call_changes_nothing() -> None:

@@ -129,7 +129,7 @@ def _derived(map_: AffineConv) -> Form:
     if map_.selection is not None:
         return _copy_form(map_, map_.selection)
     if _is_scale(map_):
-        return Form(Kind.SCALE, map_.in_channels, map_.out_channels, biased=True)
+        return Form(Kind.SCALE, map_.in_channels, map_.out_channels, biased=map_.biased)
     blocks, grid = _blocks(map_), grid_of(map_)
     return _transposed(map_, grid, blocks) if map_.is_zoomed else _convolution(map_, grid, blocks)
 

@@ -53,7 +53,8 @@ def _emit(map_: AffineConv, target: Target, path: str) -> list[tuple[str, nn.Mod
     values = map_.values()
     if form.kind is Kind.SCALE:
         scale = _cast(values.planes.reshape(-1), target, path, "scale")
-        module: nn.Module = ScaleShift(scale, _cast(values.bias, target, path, "shift"), map_.axes)
+        shift = _cast(values.bias, target, path, "shift") if form.biased else None
+        module: nn.Module = ScaleShift(scale, shift, map_.axes)
     else:
         module = _convolution(map_, form, values, target, path)
     if not target.requires_grad:

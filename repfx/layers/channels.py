@@ -40,15 +40,21 @@ class ChannelSlice(nn.Module):
 
 
 class ScaleShift(nn.Module):
-    """y = x * scale + shift, one value per channel along `dim`: what is left of a lone batch norm."""
+    """y = x * scale + shift, one value per channel along `dim`: what is left of a lone batch norm.
 
-    def __init__(self, scale: Tensor, shift: Tensor, axes: int) -> None:
+    Without a shift (None) it is a scale alone.
+    """
+
+    shift: nn.Parameter | None
+
+    def __init__(self, scale: Tensor, shift: Tensor | None, axes: int) -> None:
         super().__init__()
         self.axes = axes
         self.scale = nn.Parameter(scale)
-        self.shift = nn.Parameter(shift)
+        self.register_parameter("shift", None if shift is None else nn.Parameter(shift))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, *axes); with no axes, channels are last."""
         shape = (-1, *(1,) * self.axes)
-        return x * self.scale.view(shape) + self.shift.view(shape)
+        scaled = x * self.scale.view(shape)
+        return scaled if self.shift is None else scaled + self.shift.view(shape)

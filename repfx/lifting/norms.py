@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from repfx.algebra import AffineConv, constructors, leaf
 from repfx.decline import Decline, Reason
 from repfx.graph import Affine, Context, Normalised, Op, Opaque, argument
+from repfx.layers import ScaleShift
 from repfx.lifting.rules import FunctionRule, ModuleRule, OtherCallError, as_items, as_whole, known, source_of
 
 _Lazy = Callable[[], Tensor]
@@ -39,9 +40,9 @@ class _Affine:
     shift: _Lazy | None
 
     @staticmethod
-    def of(module: nn.Module) -> _Affine:
-        """The weight and bias of a module."""
-        return _Affine(_maybe(module, "weight"), _maybe(module, "bias"))
+    def of(module: nn.Module, scale: str = "weight", shift: str = "bias") -> _Affine:
+        """Those of a module, under the names that they have there."""
+        return _Affine(_maybe(module, scale), _maybe(module, shift))
 
     @property
     def vectors(self) -> int:
@@ -99,6 +100,16 @@ def _batch_norm(node: fx.Node, module: Any, context: Context) -> Op | None:
         fact = "is in training mode inside an eval model, so its output depends on the batch"
         return context.declined(node, fact, "call its eval()")
     return _of_module(node, module, _axes_told(module, _IMAGES), context)
+
+
+def _scale_shift(node: fx.Node, module: ScaleShift, _: Context) -> Op:
+    """What an earlier compilation has left of a batch norm."""
+    affine, channels = _Affine.of(module, "scale", "shift"), len(module.scale)
+
+    def build(axes: int, _: int | None) -> AffineConv:
+        return constructors.pointwise(channels, axes, affine.scale, affine.shift)
+
+    return Affine(source_of(node), module.axes, build)
 
 
 _ORDER = ("running_mean", "running_var", "weight", "bias")  # of F.batch_norm
@@ -243,6 +254,7 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     nn.LayerNorm: _layer_norm,
     nn.GroupNorm: _group_norm,
     nn.RMSNorm: _rms_norm,
+    ScaleShift: _scale_shift,
 }
 FUNCTIONS: dict[Any, FunctionRule] = {
     F.batch_norm: _batch_norm_function,

@@ -94,3 +94,10 @@ def test_the_map_before_a_fork_takes_its_branches_up_where_they_alone_would_grow
         _, fused = compiled(Net(run, c=conv(6, 8)), 6, objective=objective, **ALONE)
         assert counted(left(fused, 6)) == {"convolutions": 1}
         assert left(fused, 6).parameters == 6 * 4 * 9 + 4
+
+
+def test_a_scale_that_is_left_has_no_shift_where_none_was_added() -> None:
+    model = Net(lambda s, x: x + s.c(x), c=conv(4, 4, 1, groups=4, bias=False))
+    _, fused = compiled(model, 4, objective="macs", **ALONE)
+    assert counted(left(fused, 4)) == {"muls": 1}
+    assert left(fused, 4).parameters == 4  # as before: "macs" promises that none is added
