@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from repfx.algebra.affine import AffineConv
-from repfx.algebra.values import Values, probing
+from repfx.algebra.values import Names, Values, probing
 
 _ROUNDING = 1e-9  # of random numbers near one, in float64, with room for long compositions
 
@@ -52,7 +52,7 @@ def _may_cancel(map_: AffineConv) -> bool:
         work.extend(part.inputs)
         if part.inputs:
             continue
-        with probing() as probe:
+        with probing(Names()) as probe:
             part.rule(())
         if not read.isdisjoint(probe.read) or (part.biased and not probe.read):
             return True
