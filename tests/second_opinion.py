@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -131,8 +133,22 @@ def second_opinion(own: ExportedProgram, written: nn.Module, arguments: Argument
 
 def _program(module: nn.Module, arguments: Arguments) -> ExportedProgram:
     """Exported as it runs: some of timm's code asks whether it is being exported, and goes another way then."""
-    with torch.no_grad(), quiet(), patch.object(helpers, "_compiler_is_exporting", lambda: False, create=True):
+    with torch.no_grad(), quiet(), _asking_nothing():
         return torch.export.export(module, arguments, strict=False)
+
+
+@contextmanager
+def _asking_nothing() -> Iterator[None]:
+    """Libraries that compute in another way while they are exported do as in a plain forward.
+
+    timm chooses other layers; transformers makes an attention mask that hides nothing, instead of none.
+    """
+    transformers = sys.modules.get("transformers.masking_utils")
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(helpers, "_compiler_is_exporting", lambda: False, create=True))
+        if transformers is not None:
+            stack.enter_context(patch.object(transformers, "is_torchdynamo_exporting", lambda: False))
+        yield
 
 
 def writes_memory(program: ExportedProgram) -> bool:
